@@ -1,0 +1,287 @@
+//! One step of `AdamW` (Loshchilov and Hutter, "Decoupled Weight Decay Regularization") on one
+//! parameter.
+
+use crate::{
+    cpu::{
+        Level,
+        adamw::{self as kernel, Factors},
+        tensor::{consecutive, floats, floats_mut},
+    },
+    dispatch::has_cpu_kernel,
+};
+use burn::{
+    backend::{Flex, flex::FlexTensor},
+    tensor::Tensor,
+};
+
+/// The constants of `AdamW` that do not change during training.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct AdamW {
+    /// Decay rates of the two running averages.
+    pub betas: (f64, f64),
+    /// Added to the root of the second average.
+    pub eps: f64,
+}
+
+/// The running averages that `AdamW` keeps for one parameter, each of the parameter's shape.
+#[derive(Clone, Debug)]
+pub struct Moments<const D: usize> {
+    /// Running average of the gradient.
+    pub exp_avg: Tensor<D>,
+    /// Running average of the squared gradient.
+    pub exp_avg_sq: Tensor<D>,
+}
+
+impl<const D: usize> Moments<D> {
+    /// The averages before the first step: zeros of the shape, type and device of `param`.
+    pub fn zeros_like(param: &Tensor<D>) -> Self {
+        let zeros = || param.clone().inner().zeros_like();
+        Self {
+            exp_avg: zeros(),
+            exp_avg_sq: zeros(),
+        }
+    }
+}
+
+impl AdamW {
+    /// Returns the parameter and its averages after step number `step`, counted from 1.
+    ///
+    /// With `g` the gradient, `m` and `v` the averages, in the order of `torch.optim.AdamW`:
+    ///
+    /// ```text
+    /// param <- param * (1 - learning_rate * weight_decay)
+    /// m     <- m + (g - m) * (1 - beta1)
+    /// v     <- v * beta2 + g^2 * (1 - beta2)
+    /// root  <- sqrt(v) / sqrt(1 - beta2^step) + eps
+    /// param <- param - learning_rate / (1 - beta1^step) * m / root
+    /// ```
+    ///
+    /// Buffers that nobody else holds are reused. Tensors of an autodiff device are treated as
+    /// constants and the results are on the plain device.
+    ///
+    /// # Shapes
+    ///
+    /// `param`, `grad`, both averages and the results have the same shape.
+    ///
+    /// # Panics
+    ///
+    /// If the shapes differ or `step` is 0.
+    pub fn update<const D: usize>(
+        &self,
+        param: Tensor<D>,
+        grad: Tensor<D>,
+        moments: Moments<D>,
+        learning_rate: f64,
+        weight_decay: f64,
+        step: u64,
+    ) -> (Tensor<D>, Moments<D>) {
+        let dims = param.dims();
+        assert_eq!(
+            grad.dims(),
+            dims,
+            "AdamW: the gradient must have the parameter's shape"
+        );
+        assert!(
+            moments.exp_avg.dims() == dims && moments.exp_avg_sq.dims() == dims,
+            "AdamW: the moments {:?} and {:?} must have the parameter's shape {dims:?}",
+            moments.exp_avg.dims(),
+            moments.exp_avg_sq.dims()
+        );
+        assert!(step > 0, "AdamW: steps are counted from 1");
+        let factors = self.factors(learning_rate, weight_decay, step);
+        let (param, grad) = (param.inner(), grad.inner());
+        let moments = Moments {
+            exp_avg: moments.exp_avg.inner(),
+            exp_avg_sq: moments.exp_avg_sq.inner(),
+        };
+        if has_cpu_kernel(&param) {
+            fused(&factors, param, grad, moments)
+        } else {
+            portable(&factors, param, grad, moments)
+        }
+    }
+
+    fn factors(&self, learning_rate: f64, weight_decay: f64, step: u64) -> Factors {
+        let (beta1, beta2) = self.betas;
+        let correction = |beta: f64| 1.0 - beta.powf(step as f64);
+        Factors {
+            decay: 1.0 - learning_rate * weight_decay,
+            one_minus_beta1: 1.0 - beta1,
+            beta2,
+            one_minus_beta2: 1.0 - beta2,
+            step_size: learning_rate / correction(beta1),
+            root_correction2: correction(beta2).sqrt(),
+            eps: self.eps,
+        }
+    }
+}
+
+/// The operation in plain tensor operations.
+fn portable<const D: usize>(
+    f: &Factors,
+    param: Tensor<D>,
+    grad: Tensor<D>,
+    moments: Moments<D>,
+) -> (Tensor<D>, Moments<D>) {
+    let m = moments.exp_avg;
+    let m = m.clone() + (grad.clone() - m) * f.one_minus_beta1;
+    let v = moments.exp_avg_sq * f.beta2 + grad.square() * f.one_minus_beta2;
+    let denominator = v.clone().sqrt() / f.root_correction2 + f.eps;
+    let param = param * f.decay - m.clone() / denominator * f.step_size;
+    let moments = Moments {
+        exp_avg: m,
+        exp_avg_sq: v,
+    };
+    (param, moments)
+}
+
+/// The operation with a kernel of its own: one pass, in place where possible.
+fn fused<const D: usize>(
+    factors: &Factors,
+    param: Tensor<D>,
+    grad: Tensor<D>,
+    moments: Moments<D>,
+) -> (Tensor<D>, Moments<D>) {
+    let mut param = on_cpu(param);
+    let grad = consecutive(on_cpu(grad));
+    let (mut exp_avg, mut exp_avg_sq) = (on_cpu(moments.exp_avg), on_cpu(moments.exp_avg_sq));
+    kernel::update(
+        Level::current(),
+        factors,
+        floats_mut(&mut param),
+        floats(&grad),
+        floats_mut(&mut exp_avg),
+        floats_mut(&mut exp_avg_sq),
+    );
+    let moments = Moments {
+        exp_avg: Tensor::from_primitive::<Flex>(exp_avg),
+        exp_avg_sq: Tensor::from_primitive::<Flex>(exp_avg_sq),
+    };
+    (Tensor::from_primitive::<Flex>(param), moments)
+}
+
+fn on_cpu<const D: usize>(tensor: Tensor<D>) -> FlexTensor {
+    let primitive = tensor.try_into_primitive::<Flex>();
+    primitive.expect("the parameter, its gradient and its moments are on one device")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        cpu::forced,
+        test_support::{Random, TOLERANCE, assert_close, flat, on_threads},
+    };
+    use burn::tensor::{DType, Device};
+
+    const CONSTANTS: AdamW = AdamW {
+        betas: (0.9, 0.95),
+        eps: 1e-8,
+    };
+    const LEARNING_RATE: f64 = 1e-2;
+    const WEIGHT_DECAY: f64 = 0.1;
+    const STEPS: u64 = 5;
+
+    fn random(seed: u64, len: usize) -> Vec<f64> {
+        let floats = Random::new(seed).floats(len);
+        floats.into_iter().map(f64::from).collect()
+    }
+
+    /// Parameter and averages after some steps.
+    fn train(len: usize, dtype: DType) -> [Vec<f64>; 3] {
+        let device = Device::flex();
+        let mut param = flat(&random(0, len), dtype, &device);
+        let mut moments = Moments::zeros_like(&param);
+        for step in 1..=STEPS {
+            let grad = flat(&random(step, len), dtype, &device);
+            (param, moments) =
+                CONSTANTS.update(param, grad, moments, LEARNING_RATE, WEIGHT_DECAY, step);
+        }
+        [param, moments.exp_avg, moments.exp_avg_sq]
+            .map(|tensor| tensor.try_into_vec_as().expect("readable"))
+    }
+
+    /// The formula of [`AdamW::update`], number by number.
+    fn train_by_formula(len: usize) -> [Vec<f64>; 3] {
+        let (beta1, beta2) = CONSTANTS.betas;
+        let (mut param, mut m, mut v) = (random(0, len), vec![0.0; len], vec![0.0; len]);
+        for step in 1..=STEPS {
+            let corrections = (1.0 - beta1.powi(step as i32), 1.0 - beta2.powi(step as i32));
+            for (i, g) in random(step, len).into_iter().enumerate() {
+                param[i] *= 1.0 - LEARNING_RATE * WEIGHT_DECAY;
+                m[i] = beta1 * m[i] + (1.0 - beta1) * g;
+                v[i] = beta2 * v[i] + (1.0 - beta2) * g * g;
+                let denominator = (v[i] / corrections.1).sqrt() + CONSTANTS.eps;
+                param[i] -= LEARNING_RATE * m[i] / corrections.0 / denominator;
+            }
+        }
+        [param, m, v]
+    }
+
+    fn assert_all_close(actual: &[Vec<f64>; 3], expected: &[Vec<f64>; 3], tolerance: f64) {
+        for (i, what) in ["param", "exp_avg", "exp_avg_sq"].into_iter().enumerate() {
+            assert_close(what, &actual[i], &expected[i], tolerance);
+        }
+    }
+
+    #[test]
+    fn the_twin_follows_the_formula() {
+        assert_all_close(&train(101, DType::F64), &train_by_formula(101), 1e-12);
+    }
+
+    #[test]
+    fn agrees_with_its_twin_on_all_lengths_and_instruction_sets() {
+        for len in [1, 7, 16, 33, 70_001] {
+            let twin = train(len, DType::F64);
+            for level in Level::available() {
+                let kernel = forced::with(level, || train(len, DType::F32));
+                assert_all_close(&kernel, &twin, TOLERANCE);
+            }
+        }
+    }
+
+    #[test]
+    fn is_the_same_bits_on_all_threads() {
+        let result = train(70_001, DType::F32);
+        for threads in 1..=3 {
+            let same = on_threads(threads, || train(70_001, DType::F32));
+            assert_eq!(same, result, "{threads} threads");
+        }
+    }
+
+    #[test]
+    fn without_a_gradient_only_the_decay_remains() {
+        let device = Device::flex();
+        let param = flat(&[2.0, -4.0], DType::F32, &device);
+        let (grad, moments) = (param.zeros_like(), Moments::zeros_like(&param));
+        let (param, _) = CONSTANTS.update(param, grad, moments, 0.5, 0.1, 1);
+        let param: Vec<f64> = param.try_into_vec_as().expect("readable");
+        assert_close("param", &param, &[1.9, -3.8], 1e-7);
+    }
+
+    #[test]
+    fn works_in_place_and_leaves_shared_memory_alone() {
+        let device = Device::flex();
+        let address = |tensor: &Tensor<1>| {
+            let tensor = on_cpu(tensor.clone());
+            floats(&tensor).as_ptr() as usize
+        };
+        let param = flat(&random(0, 1000), DType::F32, &device);
+        let grad = flat(&random(1, 1000), DType::F32, &device);
+        let moments = Moments::zeros_like(&param);
+        let kept = moments.exp_avg.clone();
+        let before = (address(&param), address(&moments.exp_avg_sq));
+        let (param, moments) = CONSTANTS.update(param, grad, moments, 1e-3, 0.0, 1);
+        assert_eq!((address(&param), address(&moments.exp_avg_sq)), before);
+        assert_ne!(address(&moments.exp_avg), address(&kept));
+        assert_eq!(kept.abs().max().into_scalar::<f32>().to_bits(), 0);
+    }
+
+    #[test]
+    #[should_panic(expected = "counted from 1")]
+    fn refuses_step_zero() {
+        let param = Tensor::<1>::zeros([1], &Device::flex());
+        let moments = Moments::zeros_like(&param);
+        CONSTANTS.update(param.clone(), param, moments, 1e-3, 0.0, 0);
+    }
+}

@@ -1,0 +1,157 @@
+//! Eight floats in a register, with FMA.
+
+use super::Simd;
+#[allow(clippy::wildcard_imports, reason = "the vocabulary of this file")]
+use std::arch::x86_64::*;
+
+/// The token of the AVX2 vectors.
+#[derive(Clone, Copy)]
+pub(crate) struct Avx2(());
+
+impl Avx2 {
+    /// # Safety
+    ///
+    /// The CPU must have AVX2 and FMA.
+    pub(crate) unsafe fn new() -> Self {
+        Self(())
+    }
+}
+
+/// Uses intrinsics that touch registers only.
+macro_rules! intrinsics {
+    ($body:expr) => {
+        // SAFETY: whoever made the token `self` has made sure that the CPU has AVX2 and FMA.
+        unsafe { $body }
+    };
+}
+
+/// Eight set lanes and eight clear ones; a window of it selects the first lanes.
+static WINDOW: [i32; 16] = [-1, -1, -1, -1, -1, -1, -1, -1, 0, 0, 0, 0, 0, 0, 0, 0];
+
+/// Selects the first `len` of eight lanes, `len <= 8`.
+///
+/// # Safety
+///
+/// The CPU must have AVX2.
+#[inline(always)]
+unsafe fn first(len: usize) -> __m256i {
+    let window = &WINDOW[8 - len..16 - len];
+    // SAFETY: the window has eight integers, and the caller vouches for AVX2.
+    unsafe { _mm256_loadu_si256(window.as_ptr().cast()) }
+}
+
+impl Simd for Avx2 {
+    type V = __m256;
+    const LANES: usize = 8;
+
+    #[inline(always)]
+    fn splat(self, x: f32) -> __m256 {
+        intrinsics!(_mm256_set1_ps(x))
+    }
+
+    #[inline(always)]
+    unsafe fn read(self, source: *const f32, len: usize, fill: f32) -> __m256 {
+        // SAFETY: the caller vouches for `min(LANES, len)` floats; a masked load touches no others.
+        unsafe {
+            if len >= Self::LANES {
+                return _mm256_loadu_ps(source);
+            }
+            let first = first(len);
+            let loaded = _mm256_maskload_ps(source, first);
+            _mm256_blendv_ps(_mm256_set1_ps(fill), loaded, _mm256_castsi256_ps(first))
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn write(self, target: *mut f32, len: usize, v: __m256) {
+        // SAFETY: the caller vouches for `min(LANES, len)` floats; a masked store touches no
+        // others.
+        unsafe {
+            if len >= Self::LANES {
+                _mm256_storeu_ps(target, v);
+            } else {
+                _mm256_maskstore_ps(target, first(len), v);
+            }
+        }
+    }
+
+    #[inline(always)]
+    fn add(self, a: __m256, b: __m256) -> __m256 {
+        intrinsics!(_mm256_add_ps(a, b))
+    }
+
+    #[inline(always)]
+    fn sub(self, a: __m256, b: __m256) -> __m256 {
+        intrinsics!(_mm256_sub_ps(a, b))
+    }
+
+    #[inline(always)]
+    fn mul(self, a: __m256, b: __m256) -> __m256 {
+        intrinsics!(_mm256_mul_ps(a, b))
+    }
+
+    #[inline(always)]
+    fn div(self, a: __m256, b: __m256) -> __m256 {
+        intrinsics!(_mm256_div_ps(a, b))
+    }
+
+    #[inline(always)]
+    fn mul_add(self, a: __m256, b: __m256, c: __m256) -> __m256 {
+        intrinsics!(_mm256_fmadd_ps(a, b, c))
+    }
+
+    #[inline(always)]
+    fn max(self, a: __m256, b: __m256) -> __m256 {
+        intrinsics!(_mm256_max_ps(a, b))
+    }
+
+    #[inline(always)]
+    fn min(self, a: __m256, b: __m256) -> __m256 {
+        intrinsics!(_mm256_min_ps(a, b))
+    }
+
+    #[inline(always)]
+    fn sqrt(self, a: __m256) -> __m256 {
+        intrinsics!(_mm256_sqrt_ps(a))
+    }
+
+    #[inline(always)]
+    fn round(self, a: __m256) -> __m256 {
+        intrinsics!(_mm256_round_ps::<
+            { _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC },
+        >(a))
+    }
+
+    #[inline(always)]
+    fn mul_pow2(self, a: __m256, n: __m256) -> __m256 {
+        // In two factors, because 2^n itself may lie outside the range of normal numbers.
+        intrinsics!({
+            let n = _mm256_cvtps_epi32(n);
+            let half = _mm256_srai_epi32::<1>(n);
+            let bias = _mm256_set1_epi32(127);
+            let first = _mm256_slli_epi32::<23>(_mm256_add_epi32(half, bias));
+            let rest = _mm256_add_epi32(_mm256_sub_epi32(n, half), bias);
+            let second = _mm256_slli_epi32::<23>(rest);
+            let a = _mm256_mul_ps(a, _mm256_castsi256_ps(first));
+            _mm256_mul_ps(a, _mm256_castsi256_ps(second))
+        })
+    }
+
+    #[inline(always)]
+    fn sum(self, a: __m256) -> f32 {
+        intrinsics!({
+            let a = _mm_add_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps::<1>(a));
+            let a = _mm_add_ps(a, _mm_movehl_ps(a, a));
+            _mm_cvtss_f32(_mm_add_ss(a, _mm_movehdup_ps(a)))
+        })
+    }
+
+    #[inline(always)]
+    fn largest(self, a: __m256) -> f32 {
+        intrinsics!({
+            let a = _mm_max_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps::<1>(a));
+            let a = _mm_max_ps(a, _mm_movehl_ps(a, a));
+            _mm_cvtss_f32(_mm_max_ss(a, _mm_movehdup_ps(a)))
+        })
+    }
+}

@@ -1,0 +1,52 @@
+//! Fused, differentiable Burn operations for training Mixture-of-Experts language models.
+//!
+//! | operation | what it computes |
+//! |---|---|
+//! | [`experts`] | the expert block: each token through its own few `SwiGLU` networks |
+//! | [`linear_cross_entropy`] | output projection and cross-entropy, without all logits at once |
+//! | [`causal_attention`] | grouped-query attention over packed documents |
+//! | [`rms_norm`], [`rotary`], [`silu_mul`] | the small operations between them |
+//! | [`AdamW::update`], [`squared_norm`] | one optimizer step, and the norm to clip by |
+//!
+//! # Where an operation runs
+//!
+//! Tensors of type `f32` on Burn's CPU backend go to the kernels of this crate, which have
+//! hand-written gradients. All other tensors, on other devices or of other types, go to a portable
+//! twin of the operation in plain Burn operations. The caller does nothing for it, and autodiff
+//! works the same in both cases.
+//!
+//! # What the CPU kernels promise
+//!
+//! - Results are the same bits on any number of threads (those of the current rayon pool), and
+//!   with and without gradients.
+//! - The loops choose the best of AVX-512, AVX2 with FMA and portable code when they first run. The
+//!   environment variable `LPR_KERNELS` = `portable`, `avx2` or `avx512`, read once, sets an upper
+//!   limit; asking for more than the CPU has gives what it has, and another value is no limit.
+//!   [`instruction_set`] tells the choice. The matrix products inside choose for themselves, so
+//!   that results may differ in the last digits from one kind of CPU to another.
+//! - A tensor whose elements are not consecutive in memory is copied first.
+
+mod adamw;
+mod allocator;
+mod attention;
+mod cpu;
+mod dispatch;
+mod experts;
+mod linear_cross_entropy;
+mod norm;
+mod rotary;
+mod squared_norm;
+mod swiglu;
+#[cfg(test)]
+mod test_support;
+
+pub use adamw::{AdamW, Moments};
+pub use allocator::keep_freed_memory;
+pub use attention::{SequenceMask, causal_attention};
+pub use cpu::{InstructionSet, instruction_set};
+pub use experts::experts;
+pub use linear_cross_entropy::{IGNORE_INDEX, linear_cross_entropy};
+pub use norm::rms_norm;
+pub use rotary::rotary;
+pub use squared_norm::squared_norm;
+pub use swiglu::silu_mul;

@@ -1,0 +1,118 @@
+//! The sum of squares of a gradient, for clipping by the global norm.
+
+use crate::{
+    cpu::{
+        Level, squared_norm as kernel,
+        tensor::{consecutive, floats},
+    },
+    dispatch::has_cpu_kernel,
+};
+use burn::{backend::Flex, tensor::Tensor};
+
+/// Elements summed on the device before the partial sums are read back.
+const CHUNK: usize = 4096;
+
+/// The sum of squares of all elements of `grad`, added up in `f64` in an order that does not depend
+/// on the number of threads.
+///
+/// Reads from the device. On backends without a kernel of their own, chunks of 4,096 elements are
+/// summed in the type of `grad` and only the sums of chunks in `f64`.
+///
+/// # Panics
+///
+/// If the device cannot be read.
+pub fn squared_norm<const D: usize>(grad: &Tensor<D>) -> f64 {
+    let grad = grad.clone().inner();
+    if has_cpu_kernel(&grad) {
+        let grad = grad.try_into_primitive::<Flex>();
+        let grad = consecutive(grad.expect("a tensor of the CPU backend"));
+        return kernel::squared_norm(Level::current(), floats(&grad));
+    }
+    portable(grad)
+}
+
+/// The operation in plain tensor operations.
+fn portable<const D: usize>(grad: Tensor<D>) -> f64 {
+    let size = grad.shape().num_elements();
+    let flat = grad.reshape([size]).square();
+    let whole = size - size % CHUNK;
+    let mut total = 0.0;
+    if whole > 0 {
+        let rows = flat.clone().narrow(0, 0, whole);
+        let rows = rows.reshape([whole / CHUNK, CHUNK]).sum_dim(1);
+        let sums: Vec<f64> = rows
+            .try_into_vec_as()
+            .expect("the partial sums are readable");
+        total += sums.iter().sum::<f64>();
+    }
+    if whole < size {
+        total += flat
+            .narrow(0, whole, size - whole)
+            .sum()
+            .into_scalar::<f64>();
+    }
+    total
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        cpu::forced,
+        test_support::{Random, flat, on_threads},
+    };
+    use burn::tensor::{DType, Device};
+
+    fn random(len: usize, dtype: DType) -> (Tensor<1>, f64) {
+        let values = Random::new(len as u64).floats(len);
+        let values: Vec<_> = values.into_iter().map(f64::from).collect();
+        let exact = values.iter().map(|v| v * v).sum();
+        (flat(&values, dtype, &Device::flex()), exact)
+    }
+
+    #[test]
+    fn adds_up_the_squares_of_any_number_of_elements() {
+        for len in [1, 15, 17, 4096, 4099, 65_536, 200_003] {
+            for dtype in [DType::F32, DType::F64] {
+                let (grad, exact) = random(len, dtype);
+                let sum = squared_norm(&grad);
+                let error = (sum - exact).abs();
+                assert!(
+                    error <= 1e-12 * exact,
+                    "{len} {dtype:?}: {sum}, not {exact}"
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn the_twin_agrees_in_single_precision() {
+        let (grad, exact) = random(10_007, DType::F32);
+        let sum = portable(grad);
+        // Each chunk is a sum of 4,096 terms in single precision.
+        assert!((sum - exact).abs() <= 1e-5 * exact, "{sum}, not {exact}");
+    }
+
+    #[test]
+    fn is_the_same_bits_on_all_threads_and_instruction_sets() {
+        let (grad, _) = random(300_007, DType::F32);
+        let sum = squared_norm(&grad);
+        for threads in 1..=3 {
+            let same = on_threads(threads, || squared_norm(&grad));
+            assert_eq!(same.to_bits(), sum.to_bits(), "{threads} threads");
+        }
+        for level in Level::available() {
+            let same = forced::with(level, || squared_norm(&grad));
+            assert_eq!(same.to_bits(), sum.to_bits(), "{level:?}");
+        }
+    }
+
+    #[test]
+    fn sees_through_views_and_gradients_that_are_not_numbers() {
+        let (grad, exact) = random(12, DType::F32);
+        let view = grad.reshape([3, 4]).transpose();
+        assert!((squared_norm(&view) - exact).abs() < 1e-12);
+        let broken = flat(&[1.0, f64::NAN], DType::F32, &Device::flex());
+        assert!(squared_norm(&broken).is_nan());
+    }
+}

@@ -1,0 +1,25 @@
+# Everything that must hold before a commit.
+check: format lint test docs
+
+format:
+    cargo fmt --all --check
+
+lint:
+    cargo clippy --release --workspace --all-targets -- -D warnings
+
+test:
+    cargo test --release --workspace
+
+docs:
+    RUSTDOCFLAGS="-D warnings" cargo doc --release --workspace --no-deps
+
+# Reference vectors only; LPR_GOLDEN_DIR=... for another set.
+parity:
+    cargo test --release --workspace --test parity -- --nocapture
+
+# Under a minute: trains the quickstart and prints its summary.
+quickstart:
+    cargo run --release -- --config configs/quickstart.toml --override train.run_dir=runs/quickstart-{{`date +%s`}}
+
+train config:
+    cargo run --release -- --config {{config}}
