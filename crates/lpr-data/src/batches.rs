@@ -1,0 +1,260 @@
+//! Rows to batches of plain integers. The public face of the crate.
+
+use std::sync::Arc;
+
+use sha2::{Digest, Sha256};
+
+use crate::config::{DataConfig, OnDataEnd, Packing};
+use crate::documents::{Documents, StreamOptions, check_openable};
+use crate::error::{DataError, Warning};
+use crate::position::DataPosition;
+use crate::prefetch::Prefetch;
+use crate::sequences::{IGNORE_INDEX, Row, RowOptions, Sequences};
+use crate::source::{Shard, resolve};
+use crate::split::Split;
+use crate::tokenizer::{Tokenizer, hex};
+
+/// Most tokenizer threads that [`DataLoader::open`] starts; four feed a fast GPU several times
+/// over.
+const MAX_DEFAULT_WORKERS: usize = 4;
+
+/// Rows of tokens, padded on the right to one length. All vectors are row-major, `[num_rows,
+/// sequence_length]`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TokenBatch {
+    /// Rows, at least 1; fewer than asked for only at the end of the data.
+    pub num_rows: usize,
+    /// Tokens in each row of this batch, padding included: the longest row without packing, else
+    /// the configured length.
+    pub sequence_length: usize,
+    /// Token ids; padding has the tokenizer's padding id.
+    pub input_ids: Vec<u32>,
+    /// The next token of the same document, [`IGNORE_INDEX`] where there is none and on padding.
+    pub targets: Vec<i32>,
+    /// False on padding.
+    pub is_token: Vec<bool>,
+    /// Document inside the row, from 0; padding carries the id of the row's last document.
+    pub document_ids: Vec<u32>,
+    /// Position inside the document, from 0 at the start of each document and of each row; padding
+    /// goes on counting.
+    pub position_ids: Vec<u32>,
+    /// Targets that are not [`IGNORE_INDEX`], at least 1.
+    pub num_targets: usize,
+    /// The position after this batch.
+    pub position: DataPosition,
+}
+
+/// Reads one split as a stream of batches, tokenizing ahead on threads of its own. Dropping it
+/// stops them.
+pub struct DataLoader {
+    sequences: Sequences,
+    rows_per_batch: usize,
+    tokenizer: Arc<Tokenizer>,
+    /// Sequence length of every batch when packing, which never varies.
+    fixed_length: Option<usize>,
+    warnings: Vec<Warning>,
+    fingerprint: String,
+}
+
+impl DataLoader {
+    /// Opens a split at a position: [`DataPosition::default`] for the start, or the `position` of a
+    /// batch to continue after it. Every file is opened once and its footer and schema are checked.
+    ///
+    /// # Errors
+    /// A source that yields no file, a bad file (unless bad files are skipped), a config value out
+    /// of range, packing with a tokenizer without end mark, a position beyond the files.
+    pub fn open(
+        config: &DataConfig,
+        split: Split,
+        rows_per_batch: usize,
+        tokenizer: Arc<Tokenizer>,
+        start: &DataPosition,
+    ) -> Result<Self, DataError> {
+        let num_cores = std::thread::available_parallelism().map_or(1, usize::from);
+        let num_workers = num_cores.saturating_sub(1).clamp(1, MAX_DEFAULT_WORKERS);
+        Self::open_with_workers(config, split, rows_per_batch, tokenizer, start, num_workers)
+    }
+
+    /// Like [`DataLoader::open`] with a given number of tokenizer threads, which changes the speed
+    /// and nothing else.
+    ///
+    /// # Errors
+    /// Those of [`DataLoader::open`], or `num_workers` is 0.
+    pub fn open_with_workers(
+        config: &DataConfig,
+        split: Split,
+        rows_per_batch: usize,
+        tokenizer: Arc<Tokenizer>,
+        start: &DataPosition,
+        num_workers: usize,
+    ) -> Result<Self, DataError> {
+        config.validate()?;
+        at_least_one("rows_per_batch", rows_per_batch)?;
+        at_least_one("num_workers", num_workers)?;
+        if config.sources(split).is_empty() {
+            return Err(DataError::NoSources { split });
+        }
+        if config.packing == Packing::Packed && tokenizer.eos_id().is_none() {
+            return Err(DataError::NoEndOfSequence {
+                tokenizer: tokenizer.spec().to_owned(),
+            });
+        }
+        let (shards, mut warnings) = resolve(config.sources(split))?;
+        if start.shard > shards.len() {
+            return Err(DataError::PositionMismatch {
+                reason: format!("it is in file {} of {}", start.shard, shards.len()),
+            });
+        }
+        let repeat = split == Split::Train && config.on_data_end == OnDataEnd::Repeat;
+        let stream = StreamOptions {
+            shards: shards.into(),
+            split,
+            text_column: config.text_column.clone(),
+            on_bad_shard: config.on_bad_shard,
+            repeat,
+        };
+        warnings.extend(check_openable(&stream)?);
+        let rows = RowOptions {
+            split,
+            num_shards: stream.shards.len(),
+            sequence_length: config.sequence_length,
+            packing: config.packing,
+            eos_id: tokenizer.eos_id(),
+            repeat,
+        };
+        let fingerprint = fingerprint(&stream, &tokenizer)?;
+        let documents = Documents::new(stream, start.cursor());
+        let source = Prefetch::start(documents, &tokenizer, num_workers)?;
+        Ok(Self {
+            sequences: Sequences::new(rows, source, start.clone()),
+            rows_per_batch,
+            tokenizer,
+            fixed_length: (config.packing == Packing::Packed).then_some(config.sequence_length),
+            warnings,
+            fingerprint,
+        })
+    }
+
+    /// The next batch; `None` when the data has ended, which is never with `on_data_end =
+    /// "repeat"`.
+    ///
+    /// # Errors
+    /// A file or line that cannot be read (unless bad ones are skipped), an epoch without a usable
+    /// document, a text the tokenizer refuses, data that does not fit the start position. The
+    /// loader is of no use afterwards.
+    pub fn next_batch(&mut self) -> Result<Option<TokenBatch>, DataError> {
+        let mut rows = Vec::with_capacity(self.rows_per_batch);
+        while rows.len() < self.rows_per_batch {
+            match self.sequences.next_row()? {
+                Some(row) => rows.push(row),
+                None => break,
+            }
+        }
+        let Some(longest) = rows.iter().map(|row| row.input_ids.len()).max() else {
+            return Ok(None);
+        };
+        let sequence_length = self.fixed_length.unwrap_or(longest);
+        let num_tokens: usize = rows.iter().map(|row| row.input_ids.len()).sum();
+        self.sequences
+            .count_padding(rows.len() * sequence_length - num_tokens);
+        let position = self.sequences.position().clone();
+        Ok(Some(assemble(
+            &rows,
+            sequence_length,
+            self.tokenizer.pad_id(),
+            position,
+        )))
+    }
+
+    /// The position after the last batch. After the end of the data it also counts what was passed
+    /// over at the very end.
+    pub fn position(&self) -> &DataPosition {
+        self.sequences.position()
+    }
+
+    /// What happened since the last call that a user should know; the caller prints it.
+    pub fn warnings(&mut self) -> Vec<Warning> {
+        let mut warnings = std::mem::take(&mut self.warnings);
+        warnings.extend(self.sequences.take_warnings());
+        warnings
+    }
+
+    /// SHA-256 in hexadecimal of the names and sizes of the files in order, the text column and the
+    /// tokenizer. If it has changed, a saved position no longer means the same place.
+    pub fn fingerprint(&self) -> &str {
+        &self.fingerprint
+    }
+}
+
+fn at_least_one(name: &'static str, value: usize) -> Result<(), DataError> {
+    if value == 0 {
+        let min = 1;
+        return Err(DataError::TooSmall { name, value, min });
+    }
+    Ok(())
+}
+
+/// Pads the rows and lays them out one after the other.
+fn assemble(
+    rows: &[Row],
+    sequence_length: usize,
+    pad_id: u32,
+    position: DataPosition,
+) -> TokenBatch {
+    let size = rows.len() * sequence_length;
+    let mut batch = TokenBatch {
+        num_rows: rows.len(),
+        sequence_length,
+        input_ids: Vec::with_capacity(size),
+        targets: Vec::with_capacity(size),
+        is_token: Vec::with_capacity(size),
+        document_ids: Vec::with_capacity(size),
+        position_ids: Vec::with_capacity(size),
+        num_targets: rows.iter().map(Row::num_targets).sum(),
+        position,
+    };
+    for (index, row) in rows.iter().enumerate() {
+        let end = (index + 1) * sequence_length;
+        batch
+            .is_token
+            .resize(batch.is_token.len() + row.input_ids.len(), true);
+        batch.is_token.resize(end, false);
+        batch.input_ids.extend_from_slice(&row.input_ids);
+        batch.input_ids.resize(end, pad_id);
+        batch.targets.extend_from_slice(&row.targets);
+        batch.targets.resize(end, IGNORE_INDEX);
+        batch.document_ids.extend_from_slice(&row.document_ids);
+        let last_document = row.document_ids.last().copied().unwrap_or(0);
+        batch.document_ids.resize(end, last_document);
+        batch.position_ids.extend_from_slice(&row.position_ids);
+        let next_position = row.position_ids.last().map_or(0, |last| last + 1);
+        let num_padding = end - batch.position_ids.len();
+        batch
+            .position_ids
+            .extend((next_position..).take(num_padding));
+    }
+    batch
+}
+
+fn fingerprint(stream: &StreamOptions, tokenizer: &Tokenizer) -> Result<String, DataError> {
+    let mut hasher = Sha256::new();
+    let mut add = |part: &[u8]| {
+        hasher.update((part.len() as u64).to_le_bytes());
+        hasher.update(part);
+    };
+    add(tokenizer.fingerprint().as_bytes());
+    add(&tokenizer.pad_id().to_le_bytes());
+    add(stream.text_column.as_bytes());
+    for shard in stream.shards.iter() {
+        let name = shard.path().file_name().unwrap_or(shard.path().as_os_str());
+        add(name.as_encoded_bytes());
+        if let Shard::File(path, _) = shard {
+            let metadata = std::fs::metadata(path).map_err(|error| DataError::Io {
+                path: path.clone(),
+                error,
+            })?;
+            add(&metadata.len().to_le_bytes());
+        }
+    }
+    Ok(hex(&hasher.finalize()))
+}

@@ -1,0 +1,259 @@
+//! All files of a split as one stream of documents that can start anywhere.
+//!
+//! Applies `on_bad_shard` and the end of an epoch; knows nothing of tokens.
+
+use std::sync::Arc;
+
+use crate::config::OnBadShard;
+use crate::error::{DataError, Place, Problem, ShardError, Warning};
+use crate::format::Format;
+use crate::json_lines::JsonLinesReader;
+use crate::parquet::ParquetReader;
+use crate::record::{Content, Failure, Record};
+use crate::source::Shard;
+use crate::split::Split;
+use crate::synthetic;
+
+/// Where a document is: the part of a data position that names a place in the files.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(crate) struct Cursor {
+    pub(crate) epoch: u64,
+    pub(crate) shard: usize,
+    pub(crate) row_group: usize,
+    pub(crate) row: u64,
+}
+
+/// What the stream yields; `T` is the text, later its tokens.
+#[derive(Debug)]
+pub(crate) enum Event<T> {
+    Document(T),
+    /// A null or empty text.
+    NoText,
+    /// `on_bad_shard = "skip"`: a line or row that cannot be read. The warning comes with the first
+    /// of a file.
+    BadLine(Option<Warning>),
+    /// `on_bad_shard = "skip"`: a file that cannot be read from here on.
+    BadShard(Warning),
+    EpochEnd,
+}
+
+/// An event and where the stream goes on after it.
+#[derive(Debug)]
+pub(crate) struct Item<T> {
+    /// Place of the document itself.
+    pub(crate) at: Cursor,
+    /// Place of whatever comes next.
+    pub(crate) next: Cursor,
+    pub(crate) event: Event<T>,
+}
+
+/// Everything about a stream that does not change while it is read.
+#[derive(Debug, Clone)]
+pub(crate) struct StreamOptions {
+    pub(crate) shards: Arc<[Shard]>,
+    pub(crate) split: Split,
+    pub(crate) text_column: String,
+    pub(crate) on_bad_shard: OnBadShard,
+    pub(crate) repeat: bool,
+}
+
+/// One file of any format, open for reading.
+pub(crate) enum ShardReader {
+    Parquet(Box<ParquetReader>),
+    JsonLines(Box<JsonLinesReader>),
+    Synthetic { split: Split, index: u64 },
+}
+
+impl ShardReader {
+    /// Opens a file and checks its schema; reading starts at `row` of `row_group`.
+    pub(crate) fn open(
+        shard: &Shard,
+        split: Split,
+        text_column: &str,
+        row_group: usize,
+        row: u64,
+    ) -> Result<Self, Failure> {
+        Ok(match shard {
+            Shard::File(path, Format::Parquet) => Self::Parquet(Box::new(ParquetReader::open(
+                path,
+                text_column,
+                row_group,
+                row,
+            )?)),
+            Shard::File(path, Format::JsonLines) => {
+                Self::JsonLines(Box::new(JsonLinesReader::open(path, text_column, row)?))
+            }
+            Shard::Synthetic => Self::Synthetic { split, index: row },
+        })
+    }
+
+    /// Whether the file certainly has no document, as far as its start or footer tells.
+    pub(crate) fn is_empty(&self) -> bool {
+        match self {
+            Self::Parquet(reader) => reader.num_rows() == 0,
+            Self::JsonLines(reader) => reader.is_empty(),
+            Self::Synthetic { .. } => false,
+        }
+    }
+
+    /// The next record, `None` at the end of the file.
+    pub(crate) fn next(&mut self) -> Result<Option<Record>, Failure> {
+        match self {
+            Self::Parquet(reader) => reader.next(),
+            Self::JsonLines(reader) => reader.next(),
+            Self::Synthetic { split, index } => {
+                let row = *index;
+                *index += 1;
+                Ok((row < synthetic::num_documents(*split)).then(|| Record {
+                    row_group: 0,
+                    row,
+                    content: Content::Text(synthetic::document(*split, row).text),
+                }))
+            }
+        }
+    }
+}
+
+/// Opens every file once, so that a bad footer or schema is found before training starts.
+///
+/// # Errors
+/// The first file that cannot be opened, unless bad files are to be skipped; those are met again
+/// while reading.
+pub(crate) fn check_openable(options: &StreamOptions) -> Result<Vec<Warning>, DataError> {
+    let mut warnings = Vec::new();
+    for shard in options.shards.iter() {
+        match ShardReader::open(shard, options.split, &options.text_column, 0, 0) {
+            Ok(reader) if reader.is_empty() => warnings.push(Warning::EmptyShard {
+                path: shard.path().to_owned(),
+            }),
+            Err(failure) if options.on_bad_shard == OnBadShard::Fail => {
+                return Err(shard_error(shard, failure).into());
+            }
+            Ok(_) | Err(_) => {}
+        }
+    }
+    Ok(warnings)
+}
+
+/// Names the file of a failure.
+pub(crate) fn shard_error(shard: &Shard, (place, problem): (Place, Problem)) -> ShardError {
+    ShardError {
+        path: shard.path().to_owned(),
+        place,
+        problem,
+    }
+}
+
+/// The stream of all documents of a split.
+pub(crate) struct Documents {
+    options: StreamOptions,
+    cursor: Cursor,
+    reader: Option<ShardReader>,
+    /// Whether the current file has already had a warning about a bad line.
+    warned: bool,
+    ended: bool,
+}
+
+impl Documents {
+    /// A stream whose first item is the one at `start`.
+    pub(crate) fn new(options: StreamOptions, start: Cursor) -> Self {
+        Self {
+            options,
+            cursor: start,
+            reader: None,
+            warned: false,
+            ended: false,
+        }
+    }
+
+    /// The next item; `None` after the end of the last epoch.
+    ///
+    /// # Errors
+    /// `on_bad_shard = "fail"`: a file or record that cannot be read.
+    pub(crate) fn next(&mut self) -> Result<Option<Item<String>>, DataError> {
+        if self.ended {
+            return Ok(None);
+        }
+        while self.cursor.shard < self.options.shards.len() {
+            match self.read_record() {
+                Ok(Some(record)) => return self.record_item(record).map(Some),
+                Ok(None) => self.next_shard(),
+                Err(failure) => {
+                    let error = shard_error(&self.options.shards[self.cursor.shard], failure);
+                    if self.options.on_bad_shard == OnBadShard::Fail {
+                        return Err(error.into());
+                    }
+                    let at = self.cursor;
+                    self.next_shard();
+                    return Ok(Some(
+                        self.item(at, Event::BadShard(Warning::ShardSkipped(error))),
+                    ));
+                }
+            }
+        }
+        let at = self.cursor;
+        if self.options.repeat {
+            self.cursor = Cursor {
+                epoch: at.epoch + 1,
+                ..Cursor::default()
+            };
+        } else {
+            self.ended = true;
+        }
+        Ok(Some(self.item(at, Event::EpochEnd)))
+    }
+
+    fn read_record(&mut self) -> Result<Option<Record>, Failure> {
+        let reader = match &mut self.reader {
+            Some(reader) => reader,
+            None => self.reader.insert(ShardReader::open(
+                &self.options.shards[self.cursor.shard],
+                self.options.split,
+                &self.options.text_column,
+                self.cursor.row_group,
+                self.cursor.row,
+            )?),
+        };
+        reader.next()
+    }
+
+    fn record_item(&mut self, record: Record) -> Result<Item<String>, DataError> {
+        let at = Cursor {
+            row_group: record.row_group,
+            row: record.row,
+            ..self.cursor
+        };
+        self.cursor = Cursor {
+            row: at.row + 1,
+            ..at
+        };
+        let event = match record.content {
+            Content::Text(text) => Event::Document(text),
+            Content::NoText => Event::NoText,
+            Content::Bad(place, problem) => {
+                let error = shard_error(&self.options.shards[at.shard], (place, problem));
+                if self.options.on_bad_shard == OnBadShard::Fail {
+                    return Err(error.into());
+                }
+                let is_first = !std::mem::replace(&mut self.warned, true);
+                Event::BadLine(is_first.then_some(Warning::LineSkipped(error)))
+            }
+        };
+        Ok(self.item(at, event))
+    }
+
+    fn next_shard(&mut self) {
+        self.cursor = Cursor {
+            epoch: self.cursor.epoch,
+            shard: self.cursor.shard + 1,
+            ..Cursor::default()
+        };
+        self.reader = None;
+        self.warned = false;
+    }
+
+    fn item(&self, at: Cursor, event: Event<String>) -> Item<String> {
+        let next = self.cursor;
+        Item { at, next, event }
+    }
+}

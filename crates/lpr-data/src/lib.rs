@@ -1,0 +1,36 @@
+//! Documents to token batches.
+//!
+//! Reads parquet and JSON lines, tokenizes on threads of its own, and hands out rows of plain
+//! integers together with the position after each batch, from which a later loader continues bit
+//! for bit. Knows neither Burn nor the model.
+//!
+//! The modules in the order of the data: sources, the file formats, the stream over all files,
+//! tokens, rows, batches.
+#![cfg_attr(test, allow(clippy::unwrap_used))]
+
+mod batches;
+mod check;
+mod config;
+mod documents;
+mod encoder;
+mod error;
+mod format;
+mod json_lines;
+mod parquet;
+mod position;
+mod prefetch;
+mod record;
+mod sequences;
+mod source;
+mod split;
+pub mod synthetic;
+mod tokenizer;
+
+pub use batches::{DataLoader, TokenBatch};
+pub use check::{FileReport, check_files};
+pub use config::{DataConfig, OnBadShard, OnDataEnd, Packing};
+pub use error::{DataError, Place, Problem, ShardError, TokenizerError, Warning};
+pub use position::DataPosition;
+pub use sequences::IGNORE_INDEX;
+pub use split::Split;
+pub use tokenizer::Tokenizer;

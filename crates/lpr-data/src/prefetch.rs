@@ -1,0 +1,208 @@
+//! Reads and tokenizes ahead: one reader thread, a few tokenizer threads, results in the order of
+//! the documents.
+//!
+//! The reader collects items into jobs. For each job it first queues the receiving end of a
+//! one-shot channel in the ordered, bounded queue of the consumer, then hands the job to whichever
+//! worker is free. So order does not depend on the workers, memory is bounded by the queue, and
+//! nobody waits for anybody behind him: a worker never blocks on its one-shot channel, hence the
+//! job at the head of the queue always gets done, however large another one is.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
+use std::sync::{Arc, Mutex};
+use std::thread::{Builder, JoinHandle};
+
+use crate::documents::{Documents, Event, Item};
+use crate::encoder::WordCache;
+use crate::error::{DataError, TokenizerError};
+use crate::tokenizer::{Tokenizer, pieces};
+
+/// A job is handed on when it has this much text. A longer document is a job of its own.
+const JOB_BYTES: usize = 1 << 16;
+/// And at the latest when it has this many items, so that a long run of empty documents does not
+/// pile up.
+const JOB_ITEMS: usize = 256;
+
+/// An event of the document stream with token ids in place of the text.
+pub(crate) type TokenItem = Item<Vec<u32>>;
+
+type JobResult = Result<Vec<TokenItem>, DataError>;
+
+struct Job {
+    items: Vec<Item<String>>,
+    result: SyncSender<JobResult>,
+}
+
+/// The consumer's end. Dropping it stops all threads and waits for them.
+pub(crate) struct Prefetch {
+    /// `None` only while dropping.
+    queue: Option<Receiver<Receiver<JobResult>>>,
+    ready: std::vec::IntoIter<TokenItem>,
+    stop: Arc<AtomicBool>,
+    threads: Vec<JoinHandle<()>>,
+}
+
+impl Prefetch {
+    /// Starts the threads.
+    pub(crate) fn start(
+        documents: Documents,
+        tokenizer: &Arc<Tokenizer>,
+        num_workers: usize,
+    ) -> Result<Self, DataError> {
+        let stop = Arc::new(AtomicBool::new(false));
+        let (queue_sender, queue) = sync_channel(2 * num_workers + 2);
+        let (jobs_sender, jobs) = channel();
+        let jobs = Arc::new(Mutex::new(jobs));
+        let mut prefetch = Self {
+            queue: Some(queue),
+            ready: Vec::new().into_iter(),
+            stop: Arc::clone(&stop),
+            threads: Vec::with_capacity(num_workers + 1),
+        };
+        for _ in 0..num_workers {
+            let (jobs, tokenizer) = (Arc::clone(&jobs), Arc::clone(tokenizer));
+            let stop = Arc::clone(&stop);
+            prefetch.spawn("tokenizer", move || work(&jobs, &tokenizer, &stop))?;
+        }
+        prefetch.spawn("data reader", move || {
+            read_ahead(documents, &queue_sender, &jobs_sender, &stop);
+        })?;
+        Ok(prefetch)
+    }
+
+    fn spawn(&mut self, name: &str, body: impl FnOnce() + Send + 'static) -> Result<(), DataError> {
+        let thread = Builder::new().name(name.to_owned()).spawn(body);
+        self.threads.push(thread.map_err(DataError::Spawn)?);
+        Ok(())
+    }
+
+    /// The next item, in the order of the stream.
+    ///
+    /// # Errors
+    /// What the reader or a worker met, or that a thread is gone. Must not be called after the last
+    /// item.
+    pub(crate) fn next(&mut self) -> Result<TokenItem, DataError> {
+        loop {
+            if let Some(item) = self.ready.next() {
+                return Ok(item);
+            }
+            let queue = self.queue.as_ref().ok_or(DataError::ThreadStopped)?;
+            let result = queue.recv().map_err(|_| DataError::ThreadStopped)?;
+            let items = result.recv().map_err(|_| DataError::ThreadStopped)??;
+            self.ready = items.into_iter();
+        }
+    }
+}
+
+impl Drop for Prefetch {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+        // The reader's next send fails, it drops the job channel, and the workers find it closed.
+        self.queue = None;
+        for thread in self.threads.drain(..) {
+            // A panic in a thread has been reported by `next` already.
+            let _ = thread.join();
+        }
+    }
+}
+
+/// Body of the reader thread. Returns at the end of the data, after an error, or when nobody
+/// listens any more.
+fn read_ahead(
+    mut documents: Documents,
+    queue: &SyncSender<Receiver<JobResult>>,
+    jobs: &Sender<Job>,
+    stop: &AtomicBool,
+) {
+    let submit = |items: Vec<Item<String>>| {
+        let (result, receiver) = sync_channel(1);
+        queue.send(receiver).is_ok() && jobs.send(Job { items, result }).is_ok()
+    };
+    let mut items = Vec::new();
+    let mut num_bytes = 0;
+    while !stop.load(Ordering::Relaxed) {
+        match documents.next() {
+            Ok(Some(item)) => {
+                num_bytes += match &item.event {
+                    Event::Document(text) => text.len(),
+                    _ => 0,
+                };
+                items.push(item);
+                if num_bytes >= JOB_BYTES || items.len() >= JOB_ITEMS {
+                    num_bytes = 0;
+                    if !submit(std::mem::take(&mut items)) {
+                        return;
+                    }
+                }
+            }
+            Ok(None) => {
+                submit(items);
+                return;
+            }
+            Err(error) => {
+                if submit(items) {
+                    let (result, receiver) = sync_channel(1);
+                    // Both sends fail only if the consumer is gone.
+                    let _ = result.send(Err(error)).is_ok() && queue.send(receiver).is_ok();
+                }
+                return;
+            }
+        }
+    }
+}
+
+/// Body of a tokenizer thread.
+fn work(jobs: &Mutex<Receiver<Job>>, tokenizer: &Tokenizer, stop: &AtomicBool) {
+    let mut cache = WordCache::default();
+    loop {
+        let job = {
+            let Ok(jobs) = jobs.lock() else { return };
+            jobs.recv()
+        };
+        let Ok(job) = job else { return };
+        let items = job.items.into_iter();
+        let result = items
+            .map(|item| tokenize(item, tokenizer, &mut cache, stop))
+            .collect();
+        // Fails if the consumer is gone; then there is nothing left to do for this job.
+        let _ = job.result.send(result);
+    }
+}
+
+fn tokenize(
+    item: Item<String>,
+    tokenizer: &Tokenizer,
+    cache: &mut WordCache,
+    stop: &AtomicBool,
+) -> Result<TokenItem, DataError> {
+    let event = match item.event {
+        Event::Document(text) => Event::Document(encode(&text, tokenizer, cache, stop)?),
+        Event::NoText => Event::NoText,
+        Event::BadLine(warning) => Event::BadLine(warning),
+        Event::BadShard(warning) => Event::BadShard(warning),
+        Event::EpochEnd => Event::EpochEnd,
+    };
+    Ok(Item {
+        at: item.at,
+        next: item.next,
+        event,
+    })
+}
+
+/// Like [`Tokenizer::encode`], but gives up between two pieces of a long text when the loader is
+/// dropped.
+fn encode(
+    text: &str,
+    tokenizer: &Tokenizer,
+    cache: &mut WordCache,
+    stop: &AtomicBool,
+) -> Result<Vec<u32>, TokenizerError> {
+    let mut ids = Vec::new();
+    for piece in pieces(text) {
+        if stop.load(Ordering::Relaxed) {
+            break;
+        }
+        tokenizer.encode_piece(piece, cache, &mut ids)?;
+    }
+    Ok(ids)
+}
