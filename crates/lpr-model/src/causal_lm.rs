@@ -1,0 +1,99 @@
+//! The language model: a decoder, a head, and the losses that training and evaluation need.
+
+use burn::module::{Module, Param};
+use burn::tensor::{Device, Int, Tensor};
+use lpr_kernels::SequenceMask;
+
+use crate::config::DecoderConfig;
+use crate::decoder::Decoder;
+use crate::random::ParamInit;
+use crate::router::{LossContext, RouterConfig, Routing};
+
+/// A batch of token rows on the device.
+#[derive(Debug, Clone)]
+pub struct ModelInput {
+    /// `[batch, sequence]`
+    pub input_ids: Tensor<2, Int>,
+    /// `[batch, sequence]`, or `[1, sequence]` when all rows count alike.
+    pub position_ids: Tensor<2, Int>,
+    /// Documents and padding; `None` when every row is one whole document.
+    pub mask: Option<SequenceMask>,
+}
+
+/// What one forward pass returns.
+#[derive(Debug, Clone)]
+pub struct CausalLmOutput {
+    /// After the final norm, `[batch * sequence, hidden_size]`.
+    pub hidden_states: Tensor<2>,
+    /// One per layer.
+    pub routings: Vec<Routing>,
+}
+
+/// The matrix that turns hidden states into logits.
+#[derive(Module, Debug)]
+pub struct LanguageModelHead {
+    /// `[vocab_size, hidden_size]`
+    pub weight: Param<Tensor<2>>,
+}
+
+/// Decoder and head.
+#[derive(Module, Debug)]
+pub struct CausalLm {
+    model: Decoder,
+    lm_head: Option<LanguageModelHead>,
+}
+
+impl CausalLm {
+    /// Initial weights are a function of `seed` and each parameter's name alone.
+    pub fn new(config: &DecoderConfig, router: &RouterConfig, seed: u64, device: &Device) -> Self {
+        let init = ParamInit::new(seed, config.initializer_range, device);
+        let head = || LanguageModelHead {
+            weight: init
+                .at("lm_head")
+                .weight("weight", [config.vocab_size, config.hidden_size]),
+        };
+        Self {
+            lm_head: (!config.tie_word_embeddings).then(head),
+            model: Decoder::new(&init.at("model"), config, router),
+        }
+    }
+
+    /// Runs the decoder. `losses` is given in training: the routers then return their loss terms.
+    pub fn forward(&self, input: &ModelInput, losses: Option<&LossContext>) -> CausalLmOutput {
+        let (hidden_states, routings) = self.model.forward(
+            input.input_ids.clone(),
+            input.position_ids.clone(),
+            input.mask.as_ref(),
+            losses,
+        );
+        CausalLmOutput {
+            hidden_states,
+            routings,
+        }
+    }
+
+    /// Sum of the cross-entropy over all targets but those that are
+    /// [`IGNORE_INDEX`](lpr_kernels::IGNORE_INDEX), `[1]`.
+    ///
+    /// # Shapes
+    /// `hidden_states`: `[rows, hidden_size]`; `targets`: `[rows]`, each the token that follows.
+    pub fn cross_entropy_sum(
+        &self,
+        hidden_states: Tensor<2>,
+        targets: Tensor<1, Int>,
+    ) -> Tensor<1> {
+        lpr_kernels::linear_cross_entropy(hidden_states, self.head(), targets)
+    }
+
+    /// Logits of every row, `[rows, vocab_size]`.
+    pub fn logits(&self, hidden_states: Tensor<2>) -> Tensor<2> {
+        hidden_states.matmul(self.head().transpose())
+    }
+
+    fn head(&self) -> Tensor<2> {
+        match &self.lm_head {
+            Some(head) => head.weight.val(),
+            None => self.model.embed_tokens.weight.val(),
+        }
+    }
+}

@@ -1,0 +1,124 @@
+//! The decoder that all families share: embedding, pre-norm blocks, final norm.
+
+use burn::module::{Module, Param};
+use burn::tensor::{Int, Tensor, module::embedding};
+use lpr_kernels::SequenceMask;
+
+use crate::config::DecoderConfig;
+use crate::layers::{GroupedQueryAttention, RmsNorm, RotaryEmbedding};
+use crate::moe::MoeLayer;
+use crate::random::ParamInit;
+use crate::router::{LossContext, RouteContext, RouterConfig, Routing};
+
+/// A table of one vector per token id.
+#[derive(Module, Debug)]
+pub struct Embedding {
+    /// `[vocab_size, hidden_size]`
+    pub weight: Param<Tensor<2>>,
+}
+
+/// One block: attention and experts, each behind an RMSNorm and added to the residual stream.
+#[derive(Module, Debug)]
+pub struct DecoderLayer {
+    input_layernorm: RmsNorm,
+    self_attn: GroupedQueryAttention,
+    post_attention_layernorm: RmsNorm,
+    mlp: MoeLayer,
+}
+
+impl DecoderLayer {
+    fn new(init: &ParamInit<'_>, config: &DecoderConfig, router: &RouterConfig) -> Self {
+        let width = config.hidden_size;
+        let norm = |name: &str| RmsNorm::new(&init.at(name), width, config.rms_norm_eps);
+        Self {
+            input_layernorm: norm("input_layernorm"),
+            self_attn: GroupedQueryAttention::new(&init.at("self_attn"), width, &config.attention),
+            post_attention_layernorm: norm("post_attention_layernorm"),
+            mlp: MoeLayer::new(&init.at("mlp"), width, &config.moe, router),
+        }
+    }
+
+    fn forward(
+        &self,
+        hidden_states: Tensor<3>,
+        rotary: &RotaryEmbedding,
+        mask: Option<&SequenceMask>,
+        context: &RouteContext<'_>,
+    ) -> (Tensor<3>, Routing) {
+        let [batch, sequence, width] = hidden_states.dims();
+        let normed = self.input_layernorm.forward(hidden_states.clone());
+        let hidden_states = hidden_states + self.self_attn.forward(normed, rotary, mask);
+        let normed = self.post_attention_layernorm.forward(hidden_states.clone());
+        let (output, routing) = self
+            .mlp
+            .forward(normed.reshape([batch * sequence, width]), context);
+        let output = output.reshape([batch, sequence, width]);
+        (hidden_states + output, routing)
+    }
+}
+
+/// Embedding, blocks, final norm.
+#[derive(Module, Debug)]
+pub struct Decoder {
+    /// Token embedding; also the head when tied.
+    pub embed_tokens: Embedding,
+    layers: Vec<DecoderLayer>,
+    norm: RmsNorm,
+    #[module(skip)]
+    head_dim: usize,
+    #[module(skip)]
+    rope_theta: f64,
+}
+
+impl Decoder {
+    /// Weights ~ N(0, `initializer_range`^2), norms 1.
+    pub fn new(init: &ParamInit<'_>, config: &DecoderConfig, router: &RouterConfig) -> Self {
+        let layers = init.at("layers");
+        Self {
+            embed_tokens: Embedding {
+                weight: init
+                    .at("embed_tokens")
+                    .weight("weight", [config.vocab_size, config.hidden_size]),
+            },
+            layers: (0..config.num_hidden_layers)
+                .map(|i| DecoderLayer::new(&layers.at(&i.to_string()), config, router))
+                .collect(),
+            norm: RmsNorm::new(&init.at("norm"), config.hidden_size, config.rms_norm_eps),
+            head_dim: config.attention.head_dim,
+            rope_theta: config.attention.rope_theta,
+        }
+    }
+
+    /// Final hidden states and the routing of every layer.
+    ///
+    /// # Shapes
+    /// `input_ids`: `[batch, sequence]`; `position_ids`: the same or `[1, sequence]`; the hidden
+    /// states are `[batch * sequence, hidden_size]`.
+    pub fn forward(
+        &self,
+        input_ids: Tensor<2, Int>,
+        position_ids: Tensor<2, Int>,
+        mask: Option<&SequenceMask>,
+        losses: Option<&LossContext>,
+    ) -> (Tensor<2>, Vec<Routing>) {
+        let [batch, sequence] = input_ids.dims();
+        let table = self.embed_tokens.weight.val();
+        let rotary = RotaryEmbedding::new(
+            position_ids,
+            self.head_dim,
+            self.rope_theta,
+            &table.device(),
+        );
+        let mut hidden_states = embedding(table, input_ids);
+        let mut routings = Vec::with_capacity(self.layers.len());
+        for (layer, block) in self.layers.iter().enumerate() {
+            let context = RouteContext { layer, losses };
+            let (output, routing) = block.forward(hidden_states, &rotary, mask, &context);
+            hidden_states = output;
+            routings.push(routing);
+        }
+        let width = hidden_states.dims()[2];
+        let hidden_states = self.norm.forward(hidden_states);
+        (hidden_states.reshape([batch * sequence, width]), routings)
+    }
+}

@@ -1,0 +1,77 @@
+//! The Mixture-of-Experts feed-forward: the experts' weights and how tokens reach them.
+
+use burn::module::{Module, Param};
+use burn::tensor::Tensor;
+
+use crate::config::MoeConfig;
+use crate::random::ParamInit;
+use crate::router::{AnyRouter, RouteContext, RouterConfig, RouterSizes, Routing};
+
+/// The weights of all routed experts of one layer: y = (silu(x G) * (x U)) D per expert.
+#[derive(Module, Debug)]
+pub struct Experts {
+    /// G and U side by side, `[num_experts, hidden_size, 2 * moe_intermediate_size]`
+    pub gate_up_proj: Param<Tensor<3>>,
+    /// D, `[num_experts, moe_intermediate_size, hidden_size]`
+    pub down_proj: Param<Tensor<3>>,
+}
+
+/// A router and its experts.
+#[derive(Module, Debug)]
+pub struct MoeLayer {
+    router: AnyRouter,
+    experts: Experts,
+}
+
+impl MoeLayer {
+    /// Weights ~ N(0, std^2) of `init`; the experts' do not depend on the router.
+    pub fn new(
+        init: &ParamInit<'_>,
+        hidden_size: usize,
+        config: &MoeConfig,
+        router: &RouterConfig,
+    ) -> Self {
+        let &MoeConfig {
+            num_experts,
+            top_k,
+            moe_intermediate_size: width,
+        } = config;
+        let sizes = RouterSizes {
+            hidden_size,
+            num_experts,
+            top_k,
+        };
+        let experts = init.at("experts");
+        Self {
+            router: router.init(&sizes, &init.at("router")),
+            experts: Experts {
+                gate_up_proj: experts.weight("gate_up_proj", [num_experts, hidden_size, 2 * width]),
+                down_proj: experts.weight("down_proj", [num_experts, width, hidden_size]),
+            },
+        }
+    }
+
+    /// 1. route; 2. add the router's residual; 3. run each token through its experts and combine.
+    ///
+    /// # Shapes
+    /// `hidden_states`: `[tokens, hidden_size]`, and so is the result.
+    pub fn forward(
+        &self,
+        hidden_states: Tensor<2>,
+        context: &RouteContext<'_>,
+    ) -> (Tensor<2>, Routing) {
+        let routing = self.router.route(hidden_states.clone(), context);
+        let expert_input = match &routing.residual {
+            Some(residual) => hidden_states + residual.clone(),
+            None => hidden_states,
+        };
+        let output = lpr_kernels::experts(
+            expert_input,
+            self.experts.gate_up_proj.val(),
+            self.experts.down_proj.val(),
+            routing.routing_weights.clone(),
+            routing.expert_indices.clone(),
+        );
+        (output, routing)
+    }
+}

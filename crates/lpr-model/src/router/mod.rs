@@ -1,0 +1,172 @@
+//! Routers: which experts see a token, with what weight, and which losses shape that choice.
+//!
+//! A new router is one file here and one line in the list below.
+
+mod aux_loss;
+mod lpr;
+mod softmax_topk;
+
+pub use aux_loss::{AuxLossForm, LayerBalance, load_balancing_loss, switch_loss, z_loss};
+pub use lpr::{
+    AlignmentForm, AlignmentReduce, Diversity, DiversityKind, DiversityReduce, LprConfig,
+    LprRouter, PrototypeMatch, Similarity, alignment_code_loss, alignment_paper_loss,
+    alignment_routing, alignment_target, kl_loss,
+};
+pub use softmax_topk::{SoftmaxTopkConfig, SoftmaxTopkRouter};
+
+use burn::tensor::{Device, Int, Tensor, TensorData};
+
+use crate::config::{ConfigProblem, DecoderConfig};
+use crate::random::{ParamInit, Stream};
+use crate::registry::registry;
+
+registry! {
+    /// The `[router]` section: `kind` selects the router, the other keys are its own.
+    config RouterConfig: RouterKind by "kind";
+    /// A router of any kind.
+    module AnyRouter: Router, init(sizes: &RouterSizes, init: &ParamInit<'_>);
+    /// Linear logits, softmax, top-k: the vanilla router.
+    SoftmaxTopk("softmax_topk"): SoftmaxTopkConfig => SoftmaxTopkRouter,
+    /// Latent Prototype Routing, the paper's router.
+    Lpr("lpr"): LprConfig => LprRouter,
+}
+
+/// Sizes that every router is built for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RouterSizes {
+    /// Width of the residual stream.
+    pub hidden_size: usize,
+    /// Routed experts.
+    pub num_experts: usize,
+    /// Experts per token.
+    pub top_k: usize,
+}
+
+/// What a router does with the tokens of one layer.
+///
+/// `route` computes and returns; whatever must outlive the call is part of what it returns.
+pub trait Router {
+    /// Chooses experts for every token. Terms of the router's losses are computed only when
+    /// `context.losses` is given.
+    ///
+    /// # Shapes
+    /// `hidden_states`: `[tokens, hidden_size]`
+    fn route(&self, hidden_states: Tensor<2>, context: &RouteContext<'_>) -> Routing;
+}
+
+/// What a kind of router says about all layers together.
+pub trait RouterKind {
+    /// Reduces the layers' terms to named losses with their weights in the objective.
+    fn losses(&self, layers: &[Routing], context: &LossContext) -> Vec<RouterLoss>;
+
+    /// Rows of the micro-batch that share one evaluation of the losses; 0 means all of them.
+    fn loss_group_rows(&self) -> usize;
+
+    /// Every rule between the router's keys and the decoder's sizes that does not hold.
+    fn validate(&self, decoder: &DecoderConfig) -> Vec<ConfigProblem>;
+}
+
+/// Where a router is called.
+#[derive(Debug, Clone, Copy)]
+pub struct RouteContext<'a> {
+    /// Index of the layer.
+    pub layer: usize,
+    /// Present in training.
+    pub losses: Option<&'a LossContext>,
+}
+
+/// What the losses of a micro-batch need besides the hidden states.
+#[derive(Debug, Clone)]
+pub struct LossContext {
+    /// `[tokens]`, 1 for a token and 0 for padding; `None` when there is no padding.
+    pub is_token: Option<Tensor<1>>,
+    /// Groups of consecutive rows with losses of their own, averaged; losses that are not linear in
+    /// the tokens depend on it, so a fixed group size makes them independent of how a batch is split.
+    pub num_groups: usize,
+    /// Noise of the variational encoder.
+    pub noise: LatentNoise,
+}
+
+/// Standard normal noise, given as a value so that every step can be replayed.
+#[derive(Debug, Clone)]
+pub enum LatentNoise {
+    /// Drawn from a stream per layer below this one.
+    Stream(Stream),
+    /// One `[tokens, latent_dim]` tensor per layer.
+    Given(Vec<Tensor<2>>),
+}
+
+impl LatentNoise {
+    /// The noise of one layer.
+    pub fn layer(&self, layer: usize, shape: [usize; 2], device: &Device) -> Tensor<2> {
+        match self {
+            Self::Stream(stream) => {
+                let values = stream
+                    .index(layer as u64)
+                    .standard_normal(shape[0] * shape[1]);
+                Tensor::from_data(TensorData::new(values, shape), device)
+            }
+            Self::Given(layers) => layers[layer].clone(),
+        }
+    }
+}
+
+/// The decision of one router on one micro-batch.
+#[derive(Debug, Clone)]
+pub struct Routing {
+    /// `[tokens, num_experts]`, what the choice was made from.
+    pub router_logits: Tensor<2>,
+    /// `[tokens, top_k]`, distinct in each row.
+    pub expert_indices: Tensor<2, Int>,
+    /// `[tokens, top_k]`, the factor of each chosen expert's output.
+    pub routing_weights: Tensor<2>,
+    /// `[tokens, hidden_size]`, added to what the routed experts see.
+    pub residual: Option<Tensor<2>>,
+    /// The layer's own loss terms, unweighted, `[1]` each.
+    pub terms: Vec<RouterTerm>,
+}
+
+/// One unweighted loss term of one layer.
+#[derive(Debug, Clone)]
+pub struct RouterTerm {
+    /// Its name in the logs.
+    pub name: &'static str,
+    /// `[1]`
+    pub value: Tensor<1>,
+}
+
+impl RouterTerm {
+    fn new(name: &'static str, value: Tensor<1>) -> Self {
+        Self { name, value }
+    }
+}
+
+/// One loss term over all layers.
+#[derive(Debug, Clone)]
+pub struct RouterLoss {
+    /// Its name in the logs.
+    pub name: &'static str,
+    /// `[1]`, unweighted.
+    pub value: Tensor<1>,
+    /// Its factor in the objective, accumulation included. Zero means no gradient at all.
+    pub weight: f64,
+}
+
+impl Routing {
+    /// How many tokens each expert got: `[num_experts]`, over all positions, or only over those
+    /// where `is_token` (`[tokens]`, 0 or 1) is set. Sums to positions times k.
+    pub fn expert_counts(&self, is_token: Option<Tensor<1, Int>>) -> Tensor<1, Int> {
+        let [tokens, top_k] = self.expert_indices.dims();
+        let device = self.expert_indices.device();
+        let ones = match is_token {
+            Some(mask) => mask.reshape([tokens, 1]).repeat_dim(1, top_k),
+            None => Tensor::<2, Int>::ones([tokens, top_k], &device),
+        };
+        Tensor::<1, Int>::zeros([self.router_logits.dims()[1]], &device).select_assign(
+            0,
+            self.expert_indices.clone().reshape([tokens * top_k]),
+            ones.reshape([tokens * top_k]),
+            burn::tensor::IndexingUpdateOp::Add,
+        )
+    }
+}

@@ -1,0 +1,95 @@
+//! No position sees the future, another document, or padding, with gradients or without.
+
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
+use burn::module::Module;
+use burn::tensor::{Device, Int, Tensor};
+use lpr_kernels::SequenceMask;
+use lpr_model::router::{LprConfig, RouterConfig, SoftmaxTopkConfig};
+use lpr_model::{CausalLm, FamilyConfig, ModelInput};
+
+const ROWS: usize = 2;
+const SEQUENCE: usize = 23;
+
+fn family() -> FamilyConfig {
+    serde_json::from_value(serde_json::json!({
+        "family": "qwen3_moe", "vocab_size": 50, "hidden_size": 24, "num_hidden_layers": 2,
+        "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 6,
+        "moe_intermediate_size": 10, "num_experts": 5, "top_k": 2, "initializer_range": 0.3,
+    }))
+    .unwrap()
+}
+
+fn routers() -> [RouterConfig; 2] {
+    [
+        RouterConfig::SoftmaxTopk(SoftmaxTopkConfig::default()),
+        RouterConfig::Lpr(LprConfig::default()),
+    ]
+}
+
+/// Row 0: documents of 9 and 14 tokens. Row 1: one document of 15 tokens, then padding.
+fn input(ids: &[i32]) -> ModelInput {
+    let device = Device::flex();
+    let ints = |f: &dyn Fn(usize, usize) -> i32| -> Tensor<2, Int> {
+        let values: Vec<i32> = (0..ROWS * SEQUENCE)
+            .map(|i| f(i / SEQUENCE, i % SEQUENCE))
+            .collect();
+        Tensor::<1, Int>::from_ints(values.as_slice(), &device).reshape([ROWS, SEQUENCE])
+    };
+    ModelInput {
+        input_ids: ints(&|row, at| ids[row * SEQUENCE + at]),
+        position_ids: ints(&|row, at| {
+            if row == 0 && at >= 9 {
+                at as i32 - 9
+            } else {
+                at as i32
+            }
+        }),
+        mask: Some(SequenceMask {
+            document_ids: ints(&|row, at| i32::from(row == 0 && at >= 9)),
+            is_token: ints(&|row, at| i32::from(row == 0 || at < 15)),
+        }),
+    }
+}
+
+fn hidden(model: &CausalLm, ids: &[i32]) -> Vec<f32> {
+    let output = model.forward(&input(ids), None);
+    output.hidden_states.into_data().iter::<f32>().collect()
+}
+
+/// Positions of `a` and `b` that differ in any channel.
+fn changed(a: &[f32], b: &[f32]) -> Vec<usize> {
+    let width = a.len() / (ROWS * SEQUENCE);
+    (0..ROWS * SEQUENCE)
+        .filter(|p| a[p * width..][..width] != b[p * width..][..width])
+        .collect()
+}
+
+#[test]
+fn a_token_reaches_only_later_positions_of_its_document() {
+    for router in routers() {
+        let tracked = CausalLm::new(&family().decoder(), &router, 3, &Device::flex().autodiff());
+        for model in [tracked.valid(), tracked] {
+            let ids: Vec<i32> = (0..(ROWS * SEQUENCE) as i32).map(|i| i * 7 % 50).collect();
+            let before = hidden(&model, &ids);
+            for position in 0..ROWS * SEQUENCE {
+                let mut other = ids.clone();
+                other[position] = (other[position] + 1) % 50;
+                let reached = changed(&before, &hidden(&model, &other));
+                let end = match position {
+                    0..9 => 9,
+                    9..23 => SEQUENCE,
+                    _ => 2 * SEQUENCE,
+                };
+                // Padding is a key for nobody, so it reaches itself alone.
+                let end = if position >= SEQUENCE + 15 {
+                    position + 1
+                } else {
+                    end
+                };
+                let reachable: Vec<usize> = (position..end).collect();
+                assert_eq!(reached, reachable, "position {position}");
+            }
+        }
+    }
+}
