@@ -1,0 +1,155 @@
+//! Saving a checkpoint in stages, all or nothing.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use serde::Serialize;
+
+use super::manifest::{self, CheckpointError, FORMAT_VERSION, MANIFEST_FILE, Manifest};
+use super::open::{Checkpoint, STATE_FILE, folder_name};
+use crate::atomic_file::{self, remove_any, temporary_name};
+use crate::sha256;
+
+/// Name of the text file that tells people and scripts which checkpoint is the newest.
+pub const LATEST_FILE: &str = "latest";
+
+/// Writes one file of a checkpoint to the path it is given.
+pub type WriteFile<'a> = Box<dyn FnOnce(&Path) -> io::Result<()> + 'a>;
+
+/// Saves a checkpoint of `step` below `checkpoints` and returns its folder.
+///
+/// `files` are written in order, each by its function; `state` becomes `state.json`. A valid
+/// checkpoint of the same step with the same content is kept as it is, any other folder of that
+/// name is replaced.
+///
+/// # Errors
+/// [`CheckpointError`] naming the file; the temporary folder is then removed and older checkpoints
+/// are untouched.
+pub fn save(
+    checkpoints: &Path,
+    step: u64,
+    files: Vec<(&str, WriteFile<'_>)>,
+    state: &impl Serialize,
+    config_hash: &str,
+) -> Result<PathBuf, CheckpointError> {
+    let mut staged = StagedSave::begin(checkpoints, step, config_hash)?;
+    for (name, write) in files {
+        staged.write_file(name, write)?;
+    }
+    staged.write_state(state)?;
+    staged.write_manifest()?;
+    let path = staged.publish()?;
+    update_latest(checkpoints, step)?;
+    Ok(path)
+}
+
+/// A save that is not visible yet; dropping it removes what was written.
+pub(super) struct StagedSave {
+    checkpoints: PathBuf,
+    folder: PathBuf,
+    manifest: Manifest,
+    published: bool,
+}
+
+impl StagedSave {
+    pub(super) fn begin(
+        checkpoints: &Path,
+        step: u64,
+        config_hash: &str,
+    ) -> Result<Self, CheckpointError> {
+        let folder = checkpoints.join(temporary_name(&folder_name(step)));
+        let to_io = |source| CheckpointError::io(&folder, source);
+        fs::create_dir_all(checkpoints).map_err(to_io)?;
+        // A folder of that name is left from a process that had our id, so nobody else is using it.
+        remove_any(&folder).map_err(to_io)?;
+        fs::create_dir(&folder).map_err(to_io)?;
+        let manifest = Manifest {
+            format_version: FORMAT_VERSION,
+            lpr_train_version: env!("CARGO_PKG_VERSION").to_owned(),
+            step,
+            config_hash: config_hash.to_owned(),
+            files: BTreeMap::new(),
+        };
+        Ok(Self {
+            checkpoints: checkpoints.to_path_buf(),
+            folder,
+            manifest,
+            published: false,
+        })
+    }
+
+    pub(super) fn write_file(
+        &mut self,
+        name: &str,
+        write: WriteFile<'_>,
+    ) -> Result<(), CheckpointError> {
+        if !manifest::is_plain_name(name)
+            || name == MANIFEST_FILE
+            || self.manifest.files.contains_key(name)
+        {
+            return Err(CheckpointError::BadName {
+                name: name.to_owned(),
+            });
+        }
+        let path = self.folder.join(name);
+        let entry = write(&path)
+            .and_then(|()| atomic_file::sync_file(&path))
+            .and_then(|()| sha256::of_file(&path))
+            .map_err(|source| CheckpointError::io(&path, source))?;
+        self.manifest.files.insert(name.to_owned(), entry);
+        Ok(())
+    }
+
+    pub(super) fn write_state(&mut self, state: &impl Serialize) -> Result<(), CheckpointError> {
+        let write = |path: &Path| fs::write(path, serde_json::to_vec_pretty(state)?);
+        self.write_file(STATE_FILE, Box::new(write))
+    }
+
+    pub(super) fn write_manifest(&mut self) -> Result<(), CheckpointError> {
+        self.manifest.write(&self.folder)?;
+        atomic_file::sync_folder(&self.folder)
+            .map_err(|source| CheckpointError::io(&self.folder, source))
+    }
+
+    pub(super) fn publish(mut self) -> Result<PathBuf, CheckpointError> {
+        let name = folder_name(self.manifest.step);
+        let target = self.checkpoints.join(&name);
+        let to_io = |source| CheckpointError::io(&target, source);
+        let replaced = self
+            .checkpoints
+            .join(temporary_name(&format!("replaced-{name}")));
+        if fs::symlink_metadata(&target).is_ok() {
+            if Checkpoint::open(&target).is_ok_and(|old| *old.manifest() == self.manifest) {
+                return Ok(target);
+            }
+            remove_any(&replaced).map_err(to_io)?;
+            fs::rename(&target, &replaced).map_err(to_io)?;
+        }
+        if let Err(error) = fs::rename(&self.folder, &target) {
+            // Put the old one back, if there was one; the error to report is the first.
+            let _ = fs::rename(&replaced, &target);
+            return Err(to_io(error));
+        }
+        self.published = true;
+        atomic_file::sync_folder(&self.checkpoints).map_err(to_io)?;
+        remove_any(&replaced).map_err(to_io)?;
+        Ok(target)
+    }
+}
+
+impl Drop for StagedSave {
+    fn drop(&mut self) {
+        if !self.published {
+            // Whatever stopped the save is reported; a leftover is removed at the next start.
+            let _ = remove_any(&self.folder);
+        }
+    }
+}
+
+pub(super) fn update_latest(checkpoints: &Path, step: u64) -> Result<(), CheckpointError> {
+    let path = checkpoints.join(LATEST_FILE);
+    atomic_file::replace(&path, |out| writeln!(out, "{}", folder_name(step)))
+        .map_err(|source| CheckpointError::io(&path, source))
+}

@@ -1,0 +1,316 @@
+//! The command line. Flags are for paths, devices and overrides; everything else is in the
+//! configuration file.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand};
+
+use crate::report::Verbosity;
+
+/// Pre-trains Mixture-of-Experts language models and shows what the router does.
+///
+/// Without a command, trains: `lpr-train --config x.toml` is `lpr-train train --config x.toml`.
+#[derive(Debug, Parser)]
+#[command(
+    name = "lpr-train",
+    version,
+    args_conflicts_with_subcommands = true,
+    arg_required_else_help = true
+)]
+#[command(
+    after_help = "Exit codes: 0 done; 1 runtime failure; 2 usage or configuration; 3 data; \
+                  4 checkpoint; 5 diverged; 6 device or out of memory; 75 stopped early on request \
+                  after a good save; 130/143 on a second signal."
+)]
+pub struct Cli {
+    /// What to do, training if absent.
+    #[command(subcommand)]
+    command: Option<Command>,
+    #[command(flatten)]
+    train: TrainArgs,
+    #[command(flatten)]
+    output: OutputArgs,
+}
+
+/// How much is printed.
+#[derive(Clone, Copy, Debug, Args)]
+struct OutputArgs {
+    /// Print only warnings and errors.
+    #[arg(short, long, global = true, conflicts_with = "verbose")]
+    quiet: bool,
+    /// Print details.
+    #[arg(short, long, global = true)]
+    verbose: bool,
+}
+
+/// A command.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Train a model.
+    #[command(arg_required_else_help = true)]
+    Train(TrainArgs),
+    /// Loss, perplexity and expert load of a checkpoint.
+    Eval(EvalArgs),
+    /// Look at data files.
+    #[command(subcommand)]
+    Data(DataCommand),
+    /// Write or check configuration files.
+    #[command(subcommand)]
+    Config(ConfigCommand),
+}
+
+/// What configures a run.
+#[derive(Clone, Debug, Default, Args)]
+pub struct ConfigArgs {
+    /// Configuration file; several are layered from left to right.
+    #[arg(short, long, value_name = "FILE")]
+    pub config: Vec<PathBuf>,
+    /// Set one key after all files; TOML syntax, bare words are strings.
+    #[arg(short, long = "override", value_name = "SECTION.KEY=VALUE")]
+    pub overrides: Vec<String>,
+}
+
+/// Arguments of `train`.
+#[derive(Clone, Debug, Default, Args)]
+pub struct TrainArgs {
+    /// The configuration.
+    #[command(flatten)]
+    pub config: ConfigArgs,
+    /// Continue from the newest checkpoint of the run, or from the one in PATH.
+    // An empty text, which is no path, stands for the flag without one.
+    #[arg(long, value_name = "PATH", num_args = 0..=1, require_equals = true)]
+    #[arg(default_missing_value = "")]
+    resume: Option<OsString>,
+    /// Where to compute: cpu, wgpu, cuda or cuda:N. Overrides train.device.
+    #[arg(long, value_name = "DEVICE", env = "LPR_DEVICE")]
+    pub device: Option<String>,
+    /// Print the resolved configuration and what would be done, and stop.
+    #[arg(long)]
+    pub dry_run: bool,
+}
+
+/// Whether and from where a run continues.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Resume {
+    /// A new run.
+    No,
+    /// From the newest valid checkpoint of the run folder.
+    Latest,
+    /// From this checkpoint.
+    From(PathBuf),
+}
+
+impl TrainArgs {
+    /// Whether and from where to continue.
+    pub fn resume(&self) -> Resume {
+        match &self.resume {
+            None => Resume::No,
+            Some(path) if path.is_empty() => Resume::Latest,
+            Some(path) => Resume::From(PathBuf::from(path)),
+        }
+    }
+
+    /// The overrides, those that have flags of their own included.
+    pub fn overrides(&self) -> Vec<String> {
+        let device = self
+            .device
+            .iter()
+            .map(|device| format!("train.device={device:?}"));
+        self.config
+            .overrides
+            .iter()
+            .cloned()
+            .chain(device)
+            .collect()
+    }
+}
+
+/// Arguments of `eval`.
+#[derive(Clone, Debug, Args)]
+pub struct EvalArgs {
+    /// Folder of the checkpoint.
+    #[arg(long, value_name = "DIR")]
+    pub checkpoint: PathBuf,
+    /// File, glob, folder or builtin:synthetic; the validation sources of the run if absent.
+    #[arg(long, value_name = "SRC")]
+    pub data: Vec<String>,
+    /// Where to compute: cpu, wgpu, cuda or cuda:N.
+    #[arg(long, value_name = "DEVICE", env = "LPR_DEVICE")]
+    pub device: Option<String>,
+    /// Print one JSON object.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `data ..`
+#[derive(Debug, Subcommand)]
+pub enum DataCommand {
+    /// Read every document; exit code 3 if any file is bad.
+    Check(DataCheckArgs),
+}
+
+/// Arguments of `data check`.
+#[derive(Clone, Debug, Args)]
+pub struct DataCheckArgs {
+    /// Files, globs, folders or builtin:synthetic.
+    #[arg(value_name = "SRC", required = true)]
+    pub sources: Vec<String>,
+    /// The parquet column or JSON key that holds the text.
+    #[arg(long, default_value = "text")]
+    pub text_column: String,
+    /// Count tokens, too: "bytes", a tokenizer.json or a folder that holds one.
+    #[arg(long, value_name = "TOKENIZER")]
+    pub tokenizer: Option<String>,
+    /// Print one JSON object per file, in a list.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `config ..`
+#[derive(Debug, Subcommand)]
+pub enum ConfigCommand {
+    /// Write a commented configuration file to start from.
+    Init {
+        /// The file to write; it must not exist. Printed if absent.
+        path: Option<PathBuf>,
+    },
+    /// Report every problem of a configuration, or print it with every key.
+    Check {
+        /// Configuration files, layered from left to right.
+        #[arg(value_name = "FILE")]
+        files: Vec<PathBuf>,
+        /// The same files, as for training.
+        #[command(flatten)]
+        config: ConfigArgs,
+    },
+    /// Print the JSON Schema of the configuration.
+    Schema,
+}
+
+impl Cli {
+    /// The command and how much to print.
+    pub fn into_parts(self) -> (Command, Verbosity) {
+        let verbosity = match (self.output.quiet, self.output.verbose) {
+            (true, _) => Verbosity::Quiet,
+            (_, true) => Verbosity::Verbose,
+            _ => Verbosity::Normal,
+        };
+        (
+            self.command.unwrap_or(Command::Train(self.train)),
+            verbosity,
+        )
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    fn parse(line: &str) -> (Command, Verbosity) {
+        let words = std::iter::once("lpr-train").chain(line.split_whitespace());
+        Cli::try_parse_from(words)
+            .unwrap_or_else(|error| panic!("{error}"))
+            .into_parts()
+    }
+
+    fn train(line: &str) -> TrainArgs {
+        match parse(line).0 {
+            Command::Train(args) => args,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn the_definition_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn training_needs_no_command() {
+        for line in [
+            "--config a.toml --config b.toml --override x.y=1",
+            "train -c a.toml -c b.toml -o x.y=1",
+        ] {
+            let args = train(line);
+            assert_eq!(
+                args.config.config,
+                [PathBuf::from("a.toml"), PathBuf::from("b.toml")]
+            );
+            assert_eq!(args.overrides(), ["x.y=1"]);
+            assert!(!args.dry_run);
+        }
+    }
+
+    #[test]
+    fn resume_takes_a_path_only_behind_an_equals_sign() {
+        assert_eq!(train("--config a.toml").resume(), Resume::No);
+        assert_eq!(train("--resume --config a.toml").resume(), Resume::Latest);
+        assert_eq!(
+            train("--resume=dir --config a.toml").resume(),
+            Resume::From(PathBuf::from("dir"))
+        );
+    }
+
+    #[test]
+    fn the_device_flag_is_the_last_override() {
+        let args = train("--config a.toml --override train.device=wgpu --device cuda:1");
+        assert_eq!(
+            args.overrides(),
+            ["train.device=wgpu", "train.device=\"cuda:1\""]
+        );
+    }
+
+    #[test]
+    fn how_much_is_printed_can_be_said_anywhere() {
+        assert_eq!(parse("--config a.toml").1, Verbosity::Normal);
+        assert_eq!(parse("-q --config a.toml").1, Verbosity::Quiet);
+        assert_eq!(parse("eval --checkpoint x -v").1, Verbosity::Verbose);
+        assert!(Cli::try_parse_from(["lpr-train", "-q", "-v", "--config", "x"]).is_err());
+    }
+
+    #[test]
+    fn the_other_commands_are_understood() {
+        let (Command::Eval(args), _) = parse("eval --checkpoint d --data a --data b --json") else {
+            panic!()
+        };
+        assert_eq!((args.data.len(), args.json), (2, true));
+        let (Command::Data(DataCommand::Check(args)), _) =
+            parse("data check a b --text-column body")
+        else {
+            panic!()
+        };
+        assert_eq!((args.sources.len(), args.text_column.as_str()), (2, "body"));
+        let (Command::Config(ConfigCommand::Check { files, config }), _) =
+            parse("config check a --override b.c=1")
+        else {
+            panic!()
+        };
+        assert_eq!((files.len(), config.overrides.len()), (1, 1));
+        assert!(matches!(
+            parse("config schema").0,
+            Command::Config(ConfigCommand::Schema)
+        ));
+        assert!(matches!(
+            parse("config init x").0,
+            Command::Config(ConfigCommand::Init { path: Some(_) })
+        ));
+    }
+
+    #[test]
+    fn what_is_missing_is_a_usage_error_with_code_2() {
+        for words in [
+            &["lpr-train", "eval"][..],
+            &["lpr-train", "data", "check"],
+            &["lpr-train", "--bogus"],
+        ] {
+            assert_eq!(
+                Cli::try_parse_from(words).expect_err("refused").exit_code(),
+                2,
+                "{words:?}"
+            );
+        }
+    }
+}

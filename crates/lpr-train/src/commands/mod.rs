@@ -1,0 +1,23 @@
+//! The commands, one file each.
+
+pub mod config;
+pub mod data;
+pub mod eval;
+pub mod train;
+
+use crate::cli::{Cli, Command};
+use crate::error::{Outcome, TrainError};
+
+/// Runs the command of a parsed command line.
+///
+/// # Errors
+/// Whatever stopped the command.
+pub fn run(cli: Cli) -> Result<Outcome, TrainError> {
+    let (command, verbosity) = cli.into_parts();
+    match command {
+        Command::Train(args) => train::run(&args, verbosity),
+        Command::Eval(args) => eval::run(&args, verbosity),
+        Command::Data(command) => data::run(&command),
+        Command::Config(command) => config::run(&command),
+    }
+}

@@ -1,0 +1,232 @@
+//! `lpr-train --config x.toml`
+
+use std::fmt::Write as _;
+
+use lpr_data::{DataLoader, DataPosition, Split};
+
+use super::config;
+use crate::checkpoint::{self, Checkpoint};
+use crate::cli::{Resume, TrainArgs};
+use crate::config::{RunConfig, resume_differences};
+use crate::error::{Outcome, TrainError};
+use crate::optimizer::Optimizer;
+use crate::report::{
+    Console, JsonLines, Level, Reporter, Reporters, TextLog, Verbosity, print_result,
+};
+use crate::run_dir::RunDir;
+use crate::session::{self, EvalPoint, RunState};
+use crate::signals::StopRequest;
+use crate::trainer::Trainer;
+
+/// Runs the command.
+///
+/// # Errors
+/// Whatever stopped the run; its newest checkpoint is then intact.
+pub fn run(args: &TrainArgs, verbosity: Verbosity) -> Result<Outcome, TrainError> {
+    let config = config::load(&args.config.config, &args.overrides())?;
+    if args.dry_run {
+        print_result(config.to_toml().trim_end()).map_err(TrainError::Output)?;
+        return Ok(Outcome::Done);
+    }
+    let stop = StopRequest::on_signals().map_err(TrainError::Signals)?;
+    let device = session::open_device(&config)?;
+    let tokenizer = session::open_tokenizer(&config)?;
+    let run_dir = RunDir::open(config.run_dir(), args.resume() != Resume::No)?;
+    let mut notes: Vec<(Level, String)> = Vec::new();
+    notes.extend(
+        run_dir
+            .warnings()
+            .iter()
+            .map(|text| (Level::Warning, text.clone())),
+    );
+    let checkpoint = find_checkpoint(&run_dir, &args.resume(), &mut notes)?;
+    let saved: Option<RunState> = checkpoint.as_ref().map(Checkpoint::state).transpose()?;
+    if let Some(checkpoint) = &checkpoint {
+        compare_configs(checkpoint, &config, &mut notes)?;
+    }
+    let start = saved
+        .as_ref()
+        .map_or_else(DataPosition::default, |state| state.data.clone());
+    let rows = config.train.micro_batch_size;
+    let loader = DataLoader::open(&config.data, Split::Train, rows, tokenizer.clone(), &start)?;
+    let state = match (&checkpoint, saved) {
+        (Some(checkpoint), Some(state)) => same_data(checkpoint, state, loader.fingerprint())?,
+        _ => RunState::new(&config, loader.fingerprint()),
+    };
+
+    let autodiff = device.clone().autodiff();
+    let (model, optimizer) = if let Some(checkpoint) = &checkpoint {
+        let model = session::load_model(checkpoint, &config, &autodiff)?;
+        let optimizer = session::load_optimizer(checkpoint, &config, &model)?;
+        (model, optimizer)
+    } else {
+        let model = session::initial_model(&config, &autodiff);
+        (model, Optimizer::new(&config.optimizer))
+    };
+    run_dir.write_config(&config.to_toml())?;
+    let last_step = checkpoint.as_ref().map(Checkpoint::step);
+    let mut reporter = reporters(&run_dir, verbosity, last_step, config.total_steps())?;
+    for (level, text) in &notes {
+        reporter.message(*level, text);
+    }
+    let mut trainer = Trainer {
+        config: &config,
+        device,
+        tokenizer,
+        loader,
+        optimizer,
+        state,
+        checkpoints: run_dir.checkpoints(),
+        reporter: &mut reporter,
+        stop,
+    };
+    let outcome = trainer.run(model)?;
+    let state = trainer.state;
+    drop(reporter);
+    if outcome == Outcome::Done && verbosity != Verbosity::Quiet {
+        print_result(&summary(&config, &run_dir, &state)).map_err(TrainError::Output)?;
+    }
+    Ok(outcome)
+}
+
+/// The checkpoint to continue from; `None` starts at the first step.
+fn find_checkpoint(
+    run_dir: &RunDir,
+    resume: &Resume,
+    notes: &mut Vec<(Level, String)>,
+) -> Result<Option<Checkpoint>, TrainError> {
+    let folder = run_dir.checkpoints();
+    for path in checkpoint::clean_leftovers(&folder)? {
+        let text = format!(
+            "removed {}, left from a save that did not finish",
+            path.display()
+        );
+        notes.push((Level::Info, text));
+    }
+    let checkpoint = match resume {
+        Resume::No => return Ok(None),
+        Resume::From(path) => Some(Checkpoint::open(path)?),
+        Resume::Latest => {
+            let found = checkpoint::find_latest(&folder)?;
+            notes.extend(
+                found
+                    .warnings
+                    .into_iter()
+                    .map(|text| (Level::Warning, text)),
+            );
+            found.checkpoint
+        }
+    };
+    notes.push((
+        Level::Info,
+        match &checkpoint {
+            Some(found) => format!("continuing from {}", found.path().display()),
+            None => "no checkpoint to continue from; starting at the first step".to_owned(),
+        },
+    ));
+    Ok(checkpoint)
+}
+
+/// Refuses to continue another run; notes what may change.
+fn compare_configs(
+    checkpoint: &Checkpoint,
+    config: &RunConfig,
+    notes: &mut Vec<(Level, String)>,
+) -> Result<(), TrainError> {
+    let saved = session::checkpoint_config(checkpoint)?;
+    let differences = resume_differences(&saved, config);
+    for difference in differences.noted {
+        notes.push((
+            Level::Info,
+            format!("changed since the checkpoint: {difference}"),
+        ));
+    }
+    if differences.refused.is_empty() {
+        return Ok(());
+    }
+    Err(TrainError::OtherRun {
+        checkpoint: checkpoint.path().to_path_buf(),
+        differences: differences.refused,
+    })
+}
+
+fn same_data(
+    checkpoint: &Checkpoint,
+    state: RunState,
+    fingerprint: &str,
+) -> Result<RunState, TrainError> {
+    if state.data_fingerprint == fingerprint {
+        return Ok(state);
+    }
+    Err(TrainError::OtherData {
+        checkpoint: checkpoint.path().to_path_buf(),
+        saved: state.data_fingerprint,
+        current: fingerprint.to_owned(),
+    })
+}
+
+fn reporters(
+    run_dir: &RunDir,
+    verbosity: Verbosity,
+    last_step: Option<u64>,
+    total_steps: u64,
+) -> Result<Reporters, TrainError> {
+    let metrics = run_dir.open_metrics(last_step)?;
+    let log = run_dir.open_log()?;
+    Ok(Reporters::new(vec![
+        Box::new(Console::stderr(
+            verbosity,
+            last_step.unwrap_or(0),
+            total_steps,
+        )),
+        Box::new(JsonLines::new(metrics)),
+        Box::new(TextLog::new(log)),
+    ]))
+}
+
+/// What a finished run prints: figures before and after, where things are, what to try next.
+fn summary(config: &RunConfig, run_dir: &RunDir, state: &RunState) -> String {
+    let mut text = format!(
+        "\ntrained {} steps on {} tokens; everything is in {}\n",
+        state.step,
+        state.data.tokens,
+        run_dir.path().display()
+    );
+    if let (Some(first), Some(last)) = (state.first_evaluation, state.last_evaluation) {
+        text.push_str(&comparison(config.router.name(), &first, &last));
+    }
+    let checkpoint = run_dir
+        .checkpoints()
+        .join(checkpoint::folder_name(state.step));
+    let _ = write!(
+        text,
+        "\nnext:\n  lpr-train eval --checkpoint {}\n  lpr-train config init my.toml",
+        checkpoint.display()
+    );
+    text
+}
+
+/// The first and the last evaluation side by side; one column if they are the same.
+fn comparison(router: &str, first: &EvalPoint, last: &EvalPoint) -> String {
+    let points = if first.step == last.step {
+        vec![last]
+    } else {
+        vec![first, last]
+    };
+    let mut text = format!("\n{:<24}", format!("validation, {router} router"));
+    for point in &points {
+        let _ = write!(text, "{:>14}", format!("step {}", point.step));
+    }
+    let mut row = |name: &str, figure: &dyn Fn(&EvalPoint) -> f64| {
+        let _ = write!(text, "\n{name:<24}");
+        for point in &points {
+            let _ = write!(text, "{:>14.4}", figure(point));
+        }
+    };
+    row("loss, nats per token", &|point| point.loss);
+    row("perplexity", &|point| point.loss.exp());
+    row("Gini of expert load", &|point| point.gini);
+    row("min-max ratio of load", &|point| point.min_max_ratio);
+    text.push_str("\nload: exact counts on the validation tokens, no padding, mean over layers\n");
+    text
+}

@@ -1,0 +1,28 @@
+//! Pre-trains Mixture-of-Experts language models and shows what the router does.
+//!
+//! The library never prints; only `report` and the binary write to the terminal.
+
+pub mod atomic_file;
+pub mod balance;
+pub mod batch;
+pub mod checkpoint;
+pub mod cli;
+pub mod clock;
+pub mod commands;
+pub mod config;
+pub mod error;
+pub mod eval;
+pub mod load;
+pub mod objective;
+pub mod optimizer;
+pub mod process;
+pub mod record;
+pub mod report;
+pub mod run_dir;
+pub mod schedule;
+pub mod session;
+pub mod sha256;
+pub mod signals;
+pub mod step;
+pub mod trainer;
+pub mod weights_file;

@@ -1,0 +1,32 @@
+//! The training objective: the only place where cross-entropy and router losses are added.
+
+use burn::tensor::Tensor;
+use lpr_model::RouterLoss;
+
+/// What one micro-batch contributes to the loss of a step.
+///
+/// ```text
+/// step loss = sum over micro-batches of
+///     CE_sum / step_targets + sum_i w_i * term_i / num_micro_batches
+/// ```
+///
+/// `CE_sum` is the summed cross-entropy of the micro-batch, so every target of the step counts alike
+/// however the step is split; `w_i` are the router losses' weights, their `equiv_accum` included
+/// (method-spec 0.1). A term of weight zero is not part of the graph.
+///
+/// # Shapes
+/// `cross_entropy_sum` and the result are `[1]`.
+pub fn objective(
+    cross_entropy_sum: Tensor<1>,
+    router_losses: &[RouterLoss],
+    step_targets: usize,
+    num_micro_batches: usize,
+) -> Tensor<1> {
+    let cross_entropy = cross_entropy_sum / step_targets.max(1) as f64;
+    router_losses
+        .iter()
+        .filter(|loss| loss.weight != 0.0)
+        .fold(cross_entropy, |sum, loss| {
+            sum + loss.value.clone() * (loss.weight / num_micro_batches as f64)
+        })
+}

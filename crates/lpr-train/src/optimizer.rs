@@ -1,0 +1,236 @@
+//! AdamW over all parameters of the model, its state by parameter name, and the sum of gradients.
+
+use std::collections::BTreeMap;
+
+use burn::module::Param;
+use burn::tensor::{Gradients, Tensor, TensorData};
+use lpr_kernels::{AdamW, Moments, squared_norm};
+use lpr_model::CausalLm;
+use lpr_model::parameters::{
+    HostTensor, ParameterMapper, ParameterVisitor, TensorMap, map_parameters, parameter_shapes,
+    visit_parameters,
+};
+
+use crate::config::{DecayOn, OptimizerConfig};
+
+/// Suffixes of the two averages in a saved state.
+const STATE_SUFFIXES: [&str; 2] = [".exp_avg", ".exp_avg_sq"];
+
+/// The gradients of a step, summed over micro-batches, flat, by parameter name.
+#[derive(Debug, Default)]
+pub struct GradientSum(BTreeMap<String, Tensor<1>>);
+
+impl GradientSum {
+    /// Moves the gradients of `model` out of `gradients` and adds them.
+    pub fn add(&mut self, model: &CausalLm, gradients: Gradients) {
+        struct Collect<'a>(&'a mut GradientSum, Gradients);
+        impl ParameterVisitor for Collect<'_> {
+            fn visit<const D: usize>(&mut self, name: &str, parameter: &Param<Tensor<D>>) {
+                let Some(new) = parameter.val().grad_remove(&mut self.1) else {
+                    return;
+                };
+                let new = flat(new);
+                let sum = match self.0.0.remove(name) {
+                    Some(sum) => sum + new,
+                    None => new,
+                };
+                self.0.0.insert(name.to_owned(), sum);
+            }
+        }
+        visit_parameters(model, &mut Collect(self, gradients));
+    }
+
+    /// The Euclidean norm over all gradients together.
+    pub fn global_norm(&self) -> f64 {
+        self.0.values().map(squared_norm).sum::<f64>().sqrt()
+    }
+
+    /// Scales all gradients so that their norm, now `norm`, is at most `max_norm`; 0 turns clipping
+    /// off. The factor is `max_norm / (norm + 1e-6)`, as in PyTorch.
+    pub fn clip(&mut self, norm: f64, max_norm: f64) {
+        let factor = max_norm / (norm + 1e-6);
+        if max_norm > 0.0 && factor < 1.0 {
+            for gradient in self.0.values_mut() {
+                *gradient = gradient.clone() * factor;
+            }
+        }
+    }
+
+    /// Copies the gradients to the host, in the shapes of `model`'s parameters.
+    pub fn to_host(&self, model: &CausalLm) -> TensorMap {
+        parameter_shapes(model)
+            .into_iter()
+            .filter_map(|(name, shape)| {
+                let mut tensor = HostTensor::from_tensor(self.0.get(&name)?.clone());
+                tensor.shape = shape;
+                Some((name, tensor))
+            })
+            .collect()
+    }
+}
+
+fn flat<const D: usize>(tensor: Tensor<D>) -> Tensor<1> {
+    let length = tensor.shape().num_elements();
+    tensor.reshape([length])
+}
+
+/// AdamW with decoupled decay. A parameter that got no gradient in a step keeps its value and state.
+#[derive(Debug)]
+pub struct Optimizer {
+    adamw: AdamW,
+    weight_decay: f64,
+    decay_on: DecayOn,
+    /// Steps taken.
+    step: u64,
+    moments: BTreeMap<String, Moments<1>>,
+}
+
+impl Optimizer {
+    /// An optimizer that has taken no step.
+    pub fn new(config: &OptimizerConfig) -> Self {
+        Self {
+            adamw: AdamW {
+                betas: (config.betas[0], config.betas[1]),
+                eps: config.eps,
+            },
+            weight_decay: config.weight_decay,
+            decay_on: config.decay_on,
+            step: 0,
+            moments: BTreeMap::new(),
+        }
+    }
+
+    /// One step: returns the model with its new weights.
+    pub fn update(
+        &mut self,
+        model: CausalLm,
+        gradients: GradientSum,
+        learning_rate: f64,
+    ) -> CausalLm {
+        self.step += 1;
+        map_parameters(
+            model,
+            &mut Update {
+                optimizer: self,
+                gradients,
+                learning_rate,
+            },
+        )
+    }
+
+    /// The averages of every parameter, for a checkpoint.
+    pub fn state(&self) -> TensorMap {
+        let mut state = TensorMap::new();
+        for (name, moments) in &self.moments {
+            let [average, square] = STATE_SUFFIXES;
+            let host = |t: &Tensor<1>| HostTensor::from_tensor(t.clone());
+            state.insert(format!("{name}{average}"), host(&moments.exp_avg));
+            state.insert(format!("{name}{square}"), host(&moments.exp_avg_sq));
+        }
+        state
+    }
+
+    /// Continues from a saved state after `step` steps.
+    ///
+    /// # Errors
+    /// If an average is missing, has the wrong length, or belongs to no parameter of `model`.
+    pub fn with_state(
+        mut self,
+        model: &CausalLm,
+        step: u64,
+        mut state: TensorMap,
+    ) -> Result<Self, lpr_model::parameters::ParameterMismatch> {
+        struct Restore<'a> {
+            state: &'a mut TensorMap,
+            moments: BTreeMap<String, Moments<1>>,
+            problems: Vec<String>,
+        }
+        impl ParameterVisitor for Restore<'_> {
+            fn visit<const D: usize>(&mut self, name: &str, parameter: &Param<Tensor<D>>) {
+                let value = parameter.val().inner();
+                let length = value.shape().num_elements();
+                let averages = STATE_SUFFIXES.map(|suffix| {
+                    let found = self.state.remove(&format!("{name}{suffix}"))?;
+                    (found.values.len() == length).then(|| {
+                        let data = TensorData::new(found.values, [length]);
+                        Tensor::<1>::from_data(data, &value.device())
+                    })
+                });
+                match averages {
+                    [Some(exp_avg), Some(exp_avg_sq)] => {
+                        let moments = Moments {
+                            exp_avg,
+                            exp_avg_sq,
+                        };
+                        self.moments.insert(name.to_owned(), moments);
+                    }
+                    _ => self.problems.push(format!(
+                        "the averages of `{name}` are missing or do not have {length} values"
+                    )),
+                }
+            }
+        }
+        let mut restore = Restore {
+            state: &mut state,
+            moments: BTreeMap::new(),
+            problems: Vec::new(),
+        };
+        if step > 0 {
+            visit_parameters(model, &mut restore);
+        }
+        let (moments, mut problems) = (restore.moments, restore.problems);
+        problems.extend(
+            state
+                .keys()
+                .map(|name| format!("`{name}` belongs to no parameter")),
+        );
+        if problems.is_empty() {
+            self.step = step;
+            self.moments = moments;
+            Ok(self)
+        } else {
+            Err(lpr_model::parameters::ParameterMismatch(problems))
+        }
+    }
+
+    fn decay(&self, name: &str, rank: usize) -> f64 {
+        let decays = match self.decay_on {
+            DecayOn::All => true,
+            DecayOn::Matrices => {
+                rank >= 2 && !name.ends_with("embed_tokens.weight") && !name.ends_with("prototypes")
+            }
+        };
+        if decays { self.weight_decay } else { 0.0 }
+    }
+}
+
+struct Update<'a> {
+    optimizer: &'a mut Optimizer,
+    gradients: GradientSum,
+    learning_rate: f64,
+}
+
+impl ParameterMapper for Update<'_> {
+    fn map<const D: usize>(&mut self, name: &str, value: Tensor<D>) -> Tensor<D> {
+        let Some(gradient) = self.gradients.0.remove(name) else {
+            return value;
+        };
+        let shape = value.dims();
+        let value = flat(value);
+        let optimizer = &mut *self.optimizer;
+        let moments = optimizer
+            .moments
+            .remove(name)
+            .unwrap_or_else(|| Moments::zeros_like(&value));
+        let (value, moments) = optimizer.adamw.update(
+            value,
+            gradient,
+            moments,
+            self.learning_rate,
+            optimizer.decay(name, D),
+            optimizer.step,
+        );
+        optimizer.moments.insert(name.to_owned(), moments);
+        value.reshape(shape)
+    }
+}

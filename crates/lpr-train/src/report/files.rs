@@ -1,0 +1,137 @@
+//! The files that records go to.
+
+use std::fs::File;
+use std::io::Write;
+
+use serde::Serialize;
+
+use super::{Level, Reporter, evaluation_summary, step_summary};
+use crate::clock;
+use crate::config::hide_tokens;
+use crate::record::{EvalRecord, StepRecord};
+use crate::run_dir::{LOG_FILE, METRICS_FILE};
+
+/// A file that gets whole lines or nothing, and remembers its first failure.
+struct LineFile {
+    name: &'static str,
+    file: File,
+    failed: bool,
+    failure: Option<String>,
+}
+
+impl LineFile {
+    fn new(name: &'static str, file: File) -> Self {
+        Self {
+            name,
+            file,
+            failed: false,
+            failure: None,
+        }
+    }
+
+    fn write(&mut self, line: &str) {
+        let before = self.file.metadata().map(|metadata| metadata.len());
+        let written = self.file.write_all(format!("{line}\n").as_bytes());
+        let Err(error) = written else {
+            return;
+        };
+        if let Ok(length) = before {
+            // Takes back half a line; if that fails as well, resuming drops it.
+            let _ = self.file.set_len(length);
+        }
+        if !self.failed {
+            self.failed = true;
+            self.failure = Some(format!(
+                "cannot write {}: {error}; training goes on without it",
+                self.name
+            ));
+        }
+    }
+}
+
+/// `metrics.jsonl`: one JSON object per logged step and per evaluation.
+pub struct JsonLines {
+    lines: LineFile,
+}
+
+impl JsonLines {
+    /// Appends to `file`, which was opened for appending.
+    pub fn new(file: File) -> Self {
+        Self {
+            lines: LineFile::new(METRICS_FILE, file),
+        }
+    }
+
+    fn write(&mut self, record: &impl Serialize) {
+        match serde_json::to_string(record) {
+            Ok(line) => self.lines.write(&line),
+            Err(error) => self.lines.failure = Some(format!("a record has no JSON form: {error}")),
+        }
+    }
+}
+
+impl Reporter for JsonLines {
+    fn step(&mut self, record: &StepRecord) {
+        self.write(record);
+    }
+
+    fn evaluation(&mut self, record: &EvalRecord) {
+        self.write(record);
+    }
+
+    fn message(&mut self, _level: Level, _text: &str) {}
+
+    fn take_failure(&mut self) -> Option<String> {
+        self.lines.failure.take()
+    }
+}
+
+/// `log.txt`: everything in words, with the time.
+pub struct TextLog {
+    lines: LineFile,
+}
+
+impl TextLog {
+    /// Appends to `file`, which was opened for appending.
+    pub fn new(file: File) -> Self {
+        Self {
+            lines: LineFile::new(LOG_FILE, file),
+        }
+    }
+
+    fn write(&mut self, text: &str) {
+        self.lines.write(&format!(
+            "{} {}",
+            clock::utc(clock::now() as u64),
+            hide_tokens(text)
+        ));
+    }
+}
+
+impl Reporter for TextLog {
+    fn step(&mut self, record: &StepRecord) {
+        self.write(&format!(
+            "step {} {} lr {:.6e}",
+            record.step,
+            step_summary(record),
+            record.lr
+        ));
+    }
+
+    fn evaluation(&mut self, record: &EvalRecord) {
+        self.write(&evaluation_summary(record));
+    }
+
+    fn message(&mut self, level: Level, text: &str) {
+        let prefix = if level == Level::Warning {
+            "warning: "
+        } else {
+            ""
+        };
+        self.write(&format!("{prefix}{text}"));
+    }
+
+    fn take_failure(&mut self) -> Option<String> {
+        self.lines.failure.take()
+    }
+}

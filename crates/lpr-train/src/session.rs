@@ -1,0 +1,243 @@
+//! Everything a run must remember, and how it goes into a checkpoint and comes back.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use burn::tensor::Device;
+use lpr_data::{DataConfig, DataLoader, DataPosition, Split, Tokenizer};
+use lpr_model::CausalLm;
+use lpr_model::parameters::{
+    ParameterMismatch, TensorMap, parameter_values, with_parameter_values,
+};
+use serde::{Deserialize, Serialize};
+
+use crate::balance::{LoadCounts, LoadTracker};
+use crate::checkpoint::{self, Checkpoint, CheckpointError};
+use crate::config::RunConfig;
+use crate::error::TrainError;
+use crate::load::LayerLoad;
+use crate::optimizer::Optimizer;
+use crate::record::EvalRecord;
+use crate::weights_file;
+
+const MODEL_FILE: &str = "model.safetensors";
+const OPTIMIZER_FILE: &str = "optimizer.safetensors";
+const CONFIG_FILE: &str = "config.toml";
+
+/// The state of a run beside weights and optimizer. The learning rate and all seeds are functions of
+/// the step.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct RunState {
+    /// Optimizer steps done.
+    pub step: u64,
+    /// Where the next batch starts.
+    pub data: DataPosition,
+    /// What the training data was: names and sizes of the files, and the tokenizer.
+    pub data_fingerprint: String,
+    /// Exact counts per layer since the last logged step.
+    pub window: Vec<LoadCounts>,
+    /// Smoothed loads per layer.
+    pub trackers: Vec<LoadTracker>,
+    /// The first evaluation of the run.
+    pub first_evaluation: Option<EvalPoint>,
+    /// The newest evaluation of the run.
+    pub last_evaluation: Option<EvalPoint>,
+}
+
+/// The figures of an evaluation that the end of a run compares.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct EvalPoint {
+    /// Optimizer steps done.
+    pub step: u64,
+    /// Mean cross-entropy per target, in nats.
+    pub loss: f64,
+    /// Exact, without padding, mean over layers.
+    pub gini: f64,
+    /// Exact, without padding, mean over layers.
+    pub min_max_ratio: f64,
+}
+
+impl RunState {
+    /// Before the first step.
+    pub fn new(config: &RunConfig, data_fingerprint: &str) -> Self {
+        let decoder = config.model.decoder();
+        let (layers, experts) = (decoder.num_hidden_layers, decoder.moe.num_experts);
+        Self {
+            step: 0,
+            data: DataPosition::default(),
+            data_fingerprint: data_fingerprint.to_owned(),
+            window: vec![LoadCounts::new(experts); layers],
+            trackers: vec![LoadTracker::new(experts); layers],
+            first_evaluation: None,
+            last_evaluation: None,
+        }
+    }
+
+    /// Remembers an evaluation.
+    pub fn add_evaluation(&mut self, record: &EvalRecord) {
+        let point = EvalPoint {
+            step: record.step,
+            loss: record.eval.loss,
+            gini: record.eval.balance.gini,
+            min_max_ratio: record.eval.balance.min_max_ratio,
+        };
+        self.first_evaluation.get_or_insert(point);
+        self.last_evaluation = Some(point);
+    }
+
+    /// Whether the weights as they are were evaluated.
+    pub fn is_evaluated(&self) -> bool {
+        self.last_evaluation
+            .is_some_and(|point| point.step == self.step)
+    }
+
+    /// Takes in the load of every micro-batch and layer of a step.
+    pub fn add_loads(&mut self, micro_batches: &[Vec<LayerLoad>]) {
+        for layers in micro_batches {
+            for (layer, load) in layers.iter().enumerate() {
+                self.window[layer].add(&load.counts);
+                self.trackers[layer].update(&load.counts.with_padding, &load.weight_sums);
+            }
+        }
+    }
+}
+
+/// Opens the tokenizer of a config and checks that the model has a row for each of its ids.
+///
+/// # Errors
+/// If it cannot be opened, or has more ids than `model.vocab_size`.
+pub fn open_tokenizer(config: &RunConfig) -> Result<Arc<Tokenizer>, TrainError> {
+    let tokenizer = Tokenizer::open(&config.data.tokenizer).map_err(lpr_data::DataError::from)?;
+    let vocab_size = config.model.decoder().vocab_size;
+    if tokenizer.vocab_size() > vocab_size {
+        return Err(TrainError::Vocabulary {
+            tokenizer: config.data.tokenizer.clone(),
+            tokenizer_size: tokenizer.vocab_size(),
+            model_size: vocab_size,
+        });
+    }
+    Ok(Arc::new(tokenizer))
+}
+
+/// The validation data of a config, from its start.
+///
+/// # Errors
+/// If it cannot be opened.
+pub fn open_validation(
+    config: &RunConfig,
+    tokenizer: &Arc<Tokenizer>,
+) -> Result<DataLoader, TrainError> {
+    let data = DataConfig {
+        sequence_length: config.eval_max_length(),
+        ..config.data.clone()
+    };
+    Ok(DataLoader::open(
+        &data,
+        Split::Validation,
+        config.eval_rows_per_batch(),
+        tokenizer.clone(),
+        &DataPosition::default(),
+    )?)
+}
+
+/// The device that a config names.
+///
+/// # Errors
+/// If this build does not have it.
+pub fn open_device(config: &RunConfig) -> Result<Device, TrainError> {
+    match config.train.device.as_str() {
+        "cpu" => Ok(Device::flex()),
+        other => Err(TrainError::Device {
+            device: other.to_owned(),
+            reason: "this build has only \"cpu\"".to_owned(),
+        }),
+    }
+}
+
+/// A model with the initial weights of a config, on `device`, which may have autodiff.
+pub fn initial_model(config: &RunConfig, device: &Device) -> CausalLm {
+    CausalLm::new(
+        &config.model.decoder(),
+        &config.router,
+        config.train.seed,
+        device,
+    )
+}
+
+/// The config that a checkpoint was made with.
+///
+/// # Errors
+/// If it cannot be read or is not valid here.
+pub fn checkpoint_config(checkpoint: &Checkpoint) -> Result<RunConfig, TrainError> {
+    let path = checkpoint.file(CONFIG_FILE)?;
+    Ok(RunConfig::load(&[path], &[])?)
+}
+
+/// The model of a checkpoint, on `device`, which may have autodiff.
+///
+/// # Errors
+/// If the weights cannot be read or do not fit `config`.
+pub fn load_model(
+    checkpoint: &Checkpoint,
+    config: &RunConfig,
+    device: &Device,
+) -> Result<CausalLm, TrainError> {
+    let path = checkpoint.file(MODEL_FILE)?;
+    let model = initial_model(config, device);
+    with_parameter_values(model, read_tensors(&path)?).map_err(|error| misfit(path, &error))
+}
+
+/// The optimizer of a checkpoint, for its `model`.
+///
+/// # Errors
+/// If its state cannot be read or does not fit the model.
+pub fn load_optimizer(
+    checkpoint: &Checkpoint,
+    config: &RunConfig,
+    model: &CausalLm,
+) -> Result<Optimizer, TrainError> {
+    let path = checkpoint.file(OPTIMIZER_FILE)?;
+    Optimizer::new(&config.optimizer)
+        .with_state(model, checkpoint.step(), read_tensors(&path)?)
+        .map_err(|error| misfit(path, &error))
+}
+
+fn read_tensors(path: &Path) -> Result<TensorMap, TrainError> {
+    Ok(weights_file::read(path).map_err(|error| CheckpointError::io(path, error))?)
+}
+
+fn misfit(path: PathBuf, error: &ParameterMismatch) -> TrainError {
+    let reason = error.to_string();
+    CheckpointError::Invalid { path, reason }.into()
+}
+
+/// Saves a checkpoint of `state.step` steps below `checkpoints`, then drops the oldest ones.
+///
+/// Returns what the user should know about checkpoints that could not be removed.
+///
+/// # Errors
+/// If it cannot be written; older checkpoints are then untouched.
+pub fn save(
+    checkpoints: &Path,
+    config: &RunConfig,
+    model: &CausalLm,
+    optimizer: &Optimizer,
+    state: &RunState,
+) -> Result<Vec<String>, TrainError> {
+    let files: Vec<(&str, checkpoint::WriteFile<'_>)> = vec![
+        (
+            MODEL_FILE,
+            Box::new(|path: &Path| weights_file::write(path, &parameter_values(model))),
+        ),
+        (
+            OPTIMIZER_FILE,
+            Box::new(|path: &Path| weights_file::write(path, &optimizer.state())),
+        ),
+        (
+            CONFIG_FILE,
+            Box::new(|path: &Path| std::fs::write(path, config.to_toml())),
+        ),
+    ];
+    checkpoint::save(checkpoints, state.step, files, state, &config.hash())?;
+    Ok(checkpoint::prune(checkpoints, config.checkpoint.keep_last)?.warnings)
+}

@@ -1,0 +1,196 @@
+//! One optimizer step: the paper's update on one screen.
+
+use burn::tensor::{Int, Tensor};
+use lpr_model::random::Stream;
+use lpr_model::{CausalLm, LatentNoise, LossContext, RouterConfig, RouterLoss, Routing};
+use thiserror::Error;
+
+use crate::batch::MicroBatch;
+use crate::load::{DeviceLoad, LayerLoad};
+use crate::objective::objective;
+use crate::optimizer::{GradientSum, Optimizer};
+
+/// What a step needs besides the model, the optimizer and the data.
+#[derive(Debug, Clone)]
+pub struct StepPlan {
+    /// This step's learning rate.
+    pub learning_rate: f64,
+    /// Largest global gradient norm; 0 turns clipping off.
+    pub max_grad_norm: f64,
+    /// Noise of every micro-batch's router.
+    pub noise: Vec<LatentNoise>,
+}
+
+impl StepPlan {
+    /// The noise of `num_micro_batches` micro-batches at `step`: a function of its arguments alone,
+    /// so that any step can be replayed.
+    pub fn noise(seed: u64, step: u64, num_micro_batches: usize) -> Vec<LatentNoise> {
+        let step = Stream::new(seed).child("noise").index(step);
+        (0..num_micro_batches as u64)
+            .map(|micro_batch| LatentNoise::Stream(step.index(micro_batch)))
+            .collect()
+    }
+}
+
+/// What a step did.
+#[derive(Debug, Clone)]
+pub struct StepReport {
+    /// Mean cross-entropy per target, in nats.
+    pub loss_ce: f64,
+    /// The objective: cross-entropy plus weighted router losses.
+    pub loss_total: f64,
+    /// Router losses, unweighted, mean over micro-batches, with their weight in the objective.
+    pub router_losses: Vec<(&'static str, f64, f64)>,
+    /// Global gradient norm before clipping.
+    pub grad_norm: f64,
+    /// Positions that held a token.
+    pub num_tokens: usize,
+    /// Per micro-batch and layer.
+    pub loads: Vec<Vec<LayerLoad>>,
+}
+
+/// The update was not applied.
+#[derive(Debug, Clone, PartialEq, Error)]
+#[error(
+    "the step is not finite: loss {loss}, gradient norm {grad_norm}; the weights were left as they were"
+)]
+pub struct NotFinite {
+    /// The objective.
+    pub loss: f64,
+    /// The global gradient norm.
+    pub grad_norm: f64,
+}
+
+/// Forward and backward over all micro-batches, clip, AdamW.
+///
+/// # Errors
+/// If the loss or the gradient norm is not finite; the update is then not applied.
+pub fn train_step(
+    model: CausalLm,
+    optimizer: &mut Optimizer,
+    router: &RouterConfig,
+    micro_batches: &[MicroBatch],
+    plan: &StepPlan,
+) -> Result<(CausalLm, StepReport), NotFinite> {
+    let step_targets = micro_batches.iter().map(|b| b.num_targets).sum();
+    let mut gradients = GradientSum::default();
+    let mut results = Vec::with_capacity(micro_batches.len());
+    for (batch, noise) in micro_batches.iter().zip(&plan.noise) {
+        let context = loss_context(router, batch, noise);
+        let output = model.forward(&batch.input, Some(&context));
+        let cross_entropy = model.cross_entropy_sum(output.hidden_states, batch.targets.clone());
+        let router_losses = router.losses(&output.routings, &context);
+        let loss = objective(
+            cross_entropy.clone(),
+            &router_losses,
+            step_targets,
+            micro_batches.len(),
+        );
+        gradients.add(&model, loss.backward());
+        results.push(MicroBatchResult::new(
+            batch,
+            cross_entropy,
+            router_losses,
+            &output.routings,
+        ));
+    }
+    let grad_norm = gradients.global_norm();
+    let report = StepReport::read(results, micro_batches, step_targets, grad_norm);
+    if !(report.loss_total.is_finite() && grad_norm.is_finite()) {
+        return Err(NotFinite {
+            loss: report.loss_total,
+            grad_norm,
+        });
+    }
+    gradients.clip(grad_norm, plan.max_grad_norm);
+    let model = optimizer.update(model, gradients, plan.learning_rate);
+    Ok((model, report))
+}
+
+/// What the routers' losses of one micro-batch depend on.
+///
+/// # Panics
+/// If the rows do not divide into groups of `loss_group_rows` (the config is checked before).
+pub fn loss_context(router: &RouterConfig, batch: &MicroBatch, noise: &LatentNoise) -> LossContext {
+    let num_groups = match router.loss_group_rows() {
+        0 => 1,
+        rows => {
+            assert!(
+                batch.num_rows.is_multiple_of(rows),
+                "{} rows do not divide into groups of {rows}",
+                batch.num_rows
+            );
+            batch.num_rows / rows
+        }
+    };
+    LossContext {
+        is_token: batch.is_token.clone().map(Tensor::<1, Int>::float),
+        num_groups,
+        noise: noise.clone(),
+    }
+}
+
+/// What one micro-batch leaves on the device, read back once per step.
+struct MicroBatchResult {
+    cross_entropy: Tensor<1>,
+    router_losses: Vec<RouterLoss>,
+    loads: Vec<DeviceLoad>,
+}
+
+impl MicroBatchResult {
+    fn new(
+        batch: &MicroBatch,
+        cross_entropy: Tensor<1>,
+        router_losses: Vec<RouterLoss>,
+        routings: &[Routing],
+    ) -> Self {
+        let detached = |loss: RouterLoss| RouterLoss {
+            value: loss.value.inner(),
+            ..loss
+        };
+        Self {
+            cross_entropy: cross_entropy.inner(),
+            router_losses: router_losses.into_iter().map(detached).collect(),
+            loads: routings.iter().map(|r| DeviceLoad::new(r, batch)).collect(),
+        }
+    }
+}
+
+impl StepReport {
+    fn read(
+        results: Vec<MicroBatchResult>,
+        micro_batches: &[MicroBatch],
+        step_targets: usize,
+        grad_norm: f64,
+    ) -> Self {
+        let num = results.len() as f64;
+        let mut cross_entropy = 0.0;
+        let mut router_losses: Vec<(&'static str, f64, f64)> = Vec::new();
+        let mut loads = Vec::with_capacity(results.len());
+        for result in results {
+            cross_entropy += scalar(result.cross_entropy);
+            for (index, loss) in result.router_losses.into_iter().enumerate() {
+                let value = scalar(loss.value) / num;
+                match router_losses.get_mut(index) {
+                    Some((_, sum, _)) => *sum += value,
+                    None => router_losses.push((loss.name, value, loss.weight)),
+                }
+            }
+            loads.push(result.loads.into_iter().map(DeviceLoad::read).collect());
+        }
+        let loss_ce = cross_entropy / step_targets.max(1) as f64;
+        let weighted: f64 = router_losses.iter().map(|(_, v, w)| v * w).sum();
+        Self {
+            loss_ce,
+            loss_total: loss_ce + weighted,
+            router_losses,
+            grad_norm,
+            num_tokens: micro_batches.iter().map(|b| b.num_tokens).sum(),
+            loads,
+        }
+    }
+}
+
+fn scalar(tensor: Tensor<1>) -> f64 {
+    f64::from(tensor.into_scalar::<f32>())
+}

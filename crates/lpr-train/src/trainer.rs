@@ -1,0 +1,294 @@
+//! The loop around the step: data, cadence of log, evaluation and checkpoint, stopping.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use burn::module::Module;
+use burn::tensor::Device;
+use lpr_data::{DataError, DataLoader, TokenBatch, Tokenizer};
+use lpr_model::CausalLm;
+
+use crate::balance::LoadCounts;
+use crate::batch::MicroBatch;
+use crate::clock;
+use crate::config::RunConfig;
+use crate::error::{Outcome, TrainError};
+use crate::eval::evaluate;
+use crate::optimizer::Optimizer;
+use crate::record::{BalanceRecord, EvalRecord, EvalSummary, StepRecord};
+use crate::report::{Level, Reporter};
+use crate::schedule::Schedule;
+use crate::session::{self, RunState};
+use crate::signals::StopRequest;
+use crate::step::{StepPlan, StepReport, train_step};
+
+/// Everything a run works with, apart from the model, which every step replaces.
+pub struct Trainer<'a> {
+    /// The resolved configuration.
+    pub config: &'a RunConfig,
+    /// The plain device; the model lives on it with autodiff.
+    pub device: Device,
+    /// The tokenizer of all data.
+    pub tokenizer: Arc<Tokenizer>,
+    /// The training data, standing at `state.data`.
+    pub loader: DataLoader,
+    /// AdamW with its averages.
+    pub optimizer: Optimizer,
+    /// What the next checkpoint remembers.
+    pub state: RunState,
+    /// Where checkpoints go.
+    pub checkpoints: PathBuf,
+    /// Where records go.
+    pub reporter: &'a mut dyn Reporter,
+    /// Set when the run is asked to save and stop.
+    pub stop: StopRequest,
+}
+
+/// Time and tokens since the last logged step.
+struct Window {
+    start: Instant,
+    steps: u32,
+    tokens: usize,
+    data_wait: Duration,
+}
+
+impl Window {
+    fn new() -> Self {
+        Self {
+            start: Instant::now(),
+            steps: 0,
+            tokens: 0,
+            data_wait: Duration::ZERO,
+        }
+    }
+}
+
+impl Trainer<'_> {
+    /// Trains until the last step, the end of the data, or a request to stop; evaluates and saves.
+    ///
+    /// # Errors
+    /// Data that cannot be read, a step that is not finite, a checkpoint that cannot be written.
+    pub fn run(&mut self, mut model: CausalLm) -> Result<Outcome, TrainError> {
+        let total_steps = self.config.total_steps();
+        let schedule = Schedule::new(
+            &self.config.schedule,
+            self.config.optimizer.learning_rate,
+            total_steps,
+        );
+        let mut saved_at = self.state.step;
+        let mut window = Window::new();
+        if self.state.step == 0 && self.config.eval.at_start && !self.evaluate(&model)? {
+            return self.stop_early(&model, saved_at);
+        }
+        while self.state.step < total_steps {
+            if self.stop.is_set() {
+                return self.stop_early(&model, saved_at);
+            }
+            let wait = Instant::now();
+            let Some(batches) = self.next_step_batches()? else {
+                self.say(
+                    Level::Warning,
+                    &format!(
+                        "the training data ended after {} of {total_steps} steps; \
+                     data.on_data_end = \"repeat\" starts it over",
+                        self.state.step
+                    ),
+                );
+                break;
+            };
+            window.data_wait += wait.elapsed();
+
+            let (next, report) = self.step(model, &batches, &schedule)?;
+            model = next;
+            window.steps += 1;
+            window.tokens += report.num_tokens;
+
+            let step = self.state.step;
+            self.reporter.progress(step);
+            if is_due(step, self.config.log.every_steps) || step == total_steps {
+                self.log(&report, schedule.learning_rate(step - 1), &window)?;
+                window = Window::new();
+            }
+            // Before the save, so that a checkpoint knows the evaluation of its weights.
+            let evaluates = is_due(step, self.config.eval.every_steps) || step == total_steps;
+            if evaluates && !self.evaluate(&model)? {
+                return self.stop_early(&model, saved_at);
+            }
+            if is_due(step, self.config.checkpoint.every_steps) {
+                self.save(&model)?;
+                saved_at = step;
+            }
+        }
+        let was_evaluated = self.state.is_evaluated();
+        if !was_evaluated && !self.evaluate(&model)? {
+            return self.stop_early(&model, saved_at);
+        }
+        if saved_at != self.state.step || was_evaluated != self.state.is_evaluated() {
+            self.save(&model)?;
+        }
+        Ok(Outcome::Done)
+    }
+
+    /// The batches of one optimizer step, or `None` when the data cannot fill it any more.
+    fn next_step_batches(&mut self) -> Result<Option<Vec<TokenBatch>>, DataError> {
+        let mut batches = Vec::new();
+        for _ in 0..self.config.train.gradient_accumulation_steps {
+            let batch = self.loader.next_batch()?;
+            self.pass_on_warnings();
+            match batch {
+                Some(batch) if batch.num_rows == self.config.train.micro_batch_size => {
+                    batches.push(batch);
+                }
+                _ => return Ok(None),
+            }
+        }
+        Ok(Some(batches))
+    }
+
+    fn pass_on_warnings(&mut self) {
+        for warning in self.loader.warnings() {
+            self.say(Level::Warning, &warning.to_string());
+        }
+    }
+
+    fn step(
+        &mut self,
+        model: CausalLm,
+        batches: &[TokenBatch],
+        schedule: &Schedule,
+    ) -> Result<(CausalLm, StepReport), TrainError> {
+        let step = self.state.step;
+        let micro_batches: Vec<_> = batches
+            .iter()
+            .map(|batch| MicroBatch::new(batch, &self.device))
+            .collect();
+        let plan = StepPlan {
+            learning_rate: schedule.learning_rate(step),
+            max_grad_norm: self.config.optimizer.max_grad_norm,
+            noise: StepPlan::noise(self.config.train.seed, step, micro_batches.len()),
+        };
+        let router = &self.config.router;
+        let (model, report) = train_step(model, &mut self.optimizer, router, &micro_batches, &plan)
+            .map_err(|not_finite| TrainError::Diverged {
+                step: step + 1,
+                reason: not_finite.to_string(),
+            })?;
+        self.check_counts(&micro_batches, &report)?;
+        self.state.add_loads(&report.loads);
+        self.state.step += 1;
+        if let Some(last) = batches.last() {
+            self.state.data = last.position.clone();
+        }
+        Ok((model, report))
+    }
+
+    /// Every position and slot must have been counted exactly once.
+    fn check_counts(&self, batches: &[MicroBatch], report: &StepReport) -> Result<(), TrainError> {
+        let top_k = self.config.model.decoder().moe.top_k as u64;
+        for (batch, layers) in batches.iter().zip(&report.loads) {
+            let (positions, tokens) = (batch.num_positions as u64, batch.num_tokens as u64);
+            for (layer, load) in layers.iter().enumerate() {
+                load.counts.check_totals(layer, positions, tokens, top_k)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn log(&mut self, report: &StepReport, lr: f64, window: &Window) -> Result<(), TrainError> {
+        let seconds = window.start.elapsed().as_secs_f64().max(f64::MIN_POSITIVE);
+        let steps = f64::from(window.steps.max(1));
+        let state = &mut self.state;
+        let record = StepRecord {
+            step: state.step,
+            epoch: state.data.epoch,
+            tokens_seen: state.data.tokens,
+            loss_ce: report.loss_ce,
+            loss_total: report.loss_total,
+            aux: report
+                .router_losses
+                .iter()
+                .map(|(name, value, _)| ((*name).to_owned(), *value))
+                .collect(),
+            grad_norm: report.grad_norm,
+            lr,
+            tok_s: window.tokens as f64 / seconds,
+            data_wait_ms: window.data_wait.as_secs_f64() * 1e3 / steps,
+            step_time_ms: seconds * 1e3 / steps,
+            wall_time: clock::now(),
+            balance: BalanceRecord::new(&state.window, Some(&state.trackers))?,
+        };
+        state.window.iter_mut().for_each(LoadCounts::reset);
+        self.reporter.step(&record);
+        Ok(())
+    }
+
+    /// Evaluates if there is validation data. False if the run was asked to stop before the end.
+    fn evaluate(&mut self, model: &CausalLm) -> Result<bool, TrainError> {
+        if self.config.data.validation.is_empty() {
+            return Ok(true);
+        }
+        let loader = session::open_validation(self.config, &self.tokenizer)?;
+        let stop = self.stop.clone();
+        let max_tokens = self.config.eval.max_tokens;
+        let found = evaluate(&model.valid(), loader, max_tokens, &self.device, &|| {
+            stop.is_set()
+        })?;
+        let Some(found) = found else {
+            return Ok(false);
+        };
+        for warning in &found.warnings {
+            self.say(Level::Warning, warning);
+        }
+        let record = EvalRecord {
+            step: self.state.step,
+            wall_time: clock::now(),
+            eval: EvalSummary {
+                loss: found.loss,
+                perplexity: found.perplexity(),
+                tokens: found.targets,
+                balance: BalanceRecord::new(&found.loads, None)?,
+            },
+        };
+        self.state.add_evaluation(&record);
+        self.reporter.evaluation(&record);
+        Ok(true)
+    }
+
+    fn save(&mut self, model: &CausalLm) -> Result<(), TrainError> {
+        let warnings = session::save(
+            &self.checkpoints,
+            self.config,
+            model,
+            &self.optimizer,
+            &self.state,
+        )?;
+        for warning in warnings {
+            self.say(Level::Warning, &warning);
+        }
+        Ok(())
+    }
+
+    fn stop_early(&mut self, model: &CausalLm, saved_at: u64) -> Result<Outcome, TrainError> {
+        if saved_at != self.state.step {
+            self.save(model)?;
+        }
+        self.say(
+            Level::Info,
+            &format!(
+                "stopped on request after step {}; --resume continues",
+                self.state.step
+            ),
+        );
+        Ok(Outcome::StoppedEarly)
+    }
+
+    fn say(&mut self, level: Level, text: &str) {
+        self.reporter.message(level, text);
+    }
+}
+
+/// Whether something that happens every `every` steps happens after `step`; 0 is never.
+fn is_due(step: u64, every: u64) -> bool {
+    every > 0 && step.is_multiple_of(every)
+}

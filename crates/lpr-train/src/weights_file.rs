@@ -1,0 +1,100 @@
+//! Named arrays in safetensors files.
+
+use std::io;
+use std::path::Path;
+
+use lpr_model::parameters::{HostTensor, TensorMap};
+use safetensors::tensor::TensorView;
+use safetensors::{Dtype, SafeTensors};
+
+/// Writes `tensors` to a new file at `path`.
+///
+/// # Errors
+/// If the file cannot be written.
+pub fn write(path: &Path, tensors: &TensorMap) -> io::Result<()> {
+    let bytes: Vec<(&String, &HostTensor, Vec<u8>)> = tensors
+        .iter()
+        .map(|(name, tensor)| {
+            let bytes = tensor.values.iter().flat_map(|v| v.to_le_bytes()).collect();
+            (name, tensor, bytes)
+        })
+        .collect();
+    let views = bytes
+        .iter()
+        .map(|(name, tensor, bytes)| {
+            let view = TensorView::new(Dtype::F32, tensor.shape.clone(), bytes);
+            view.map(|view| (name.as_str(), view))
+        })
+        .collect::<Result<Vec<_>, _>>()
+        .map_err(io::Error::other)?;
+    let metadata = [("format".to_owned(), "pt".to_owned())].into();
+    safetensors::serialize_to_file(views, Some(metadata), path).map_err(io::Error::other)
+}
+
+/// Reads all arrays of the file at `path`; they must be 32-bit floats.
+///
+/// # Errors
+/// If the file cannot be read, is not a safetensors file, or holds another type of number.
+pub fn read(path: &Path) -> io::Result<TensorMap> {
+    let invalid = |text: String| io::Error::new(io::ErrorKind::InvalidData, text);
+    let bytes = std::fs::read(path)?;
+    let file = SafeTensors::deserialize(&bytes).map_err(|e| invalid(e.to_string()))?;
+    file.iter()
+        .map(|(name, view)| {
+            if view.dtype() != Dtype::F32 {
+                return Err(invalid(format!(
+                    "`{name}` holds {:?}, only F32 is read",
+                    view.dtype()
+                )));
+            }
+            let tensor = HostTensor {
+                shape: view.shape().to_vec(),
+                values: view
+                    .data()
+                    .as_chunks::<4>()
+                    .0
+                    .iter()
+                    .map(|b| f32::from_le_bytes(*b))
+                    .collect(),
+            };
+            Ok((name.to_owned(), tensor))
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_bit_survives_a_file() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("w.safetensors");
+        let values = vec![
+            0.0,
+            -0.0,
+            f32::MIN_POSITIVE / 2.0,
+            f32::MAX,
+            1.0 / 3.0,
+            -7.5,
+        ];
+        let shape = vec![2, 3];
+        let tensors: TensorMap = [("a.b".to_owned(), HostTensor { shape, values })].into();
+        write(&path, &tensors).expect("writes");
+        let back = read(&path).expect("reads");
+        let bits = |map: &TensorMap| -> Vec<u32> {
+            map["a.b"].values.iter().map(|v| v.to_bits()).collect()
+        };
+        assert_eq!(bits(&back), bits(&tensors));
+        assert_eq!(back["a.b"].shape, [2, 3]);
+    }
+
+    #[test]
+    fn a_file_of_something_else_is_an_error() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("w.safetensors");
+        std::fs::write(&path, b"not a tensor in sight").expect("writes");
+        let error = read(&path).expect_err("garbage");
+        assert_eq!(error.kind(), io::ErrorKind::InvalidData);
+    }
+}

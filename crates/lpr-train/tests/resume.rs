@@ -1,0 +1,224 @@
+//! Exact resume: however a run is interrupted, it ends with the same bits.
+
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
+mod support;
+
+use std::process::Stdio;
+use std::time::{Duration, Instant};
+
+use support::{Setup, Variant, lpr_train, mix, run, run_well, text};
+
+fn variants() -> Vec<Variant> {
+    let mut variants = Vec::new();
+    for router in ["lpr", "softmax_topk"] {
+        for packing in ["packed", "none"] {
+            for accumulation in [1, 4] {
+                variants.push(Variant {
+                    router,
+                    packing,
+                    accumulation,
+                });
+            }
+        }
+    }
+    variants
+}
+
+const LPR: Variant = Variant {
+    router: "lpr",
+    packing: "packed",
+    accumulation: 1,
+};
+
+#[test]
+fn one_leg_two_legs_and_three_legs_end_with_the_same_bits() {
+    let mut stopped_inside_a_document = false;
+    for variant in variants() {
+        let setup = Setup::new(variant);
+        run_well(&["-q", "--config", &setup.config("whole")]);
+        // 20 + 20
+        setup.copy_at("whole", "two", 20);
+        run_well(&["-q", "--resume", "--config", &setup.config("two")]);
+        setup.assert_same("whole", "two");
+        // 15 + 15 + 10: the last leg continues what the second one saved.
+        setup.copy_at("whole", "second", 15);
+        run_well(&["-q", "--resume", "--config", &setup.config("second")]);
+        setup.copy_at("second", "three", 30);
+        run_well(&["-q", "--resume", "--config", &setup.config("three")]);
+        setup.assert_same("whole", "three");
+        // The stops were where they are hardest.
+        let data = |step: u64| setup.state("whole", step)["data"].clone();
+        let epochs = data(40)["epoch"].as_u64().unwrap();
+        assert!(
+            epochs >= 1,
+            "{variant:?}: the run must pass over the data more than once"
+        );
+        if variant.accumulation == 4 {
+            assert!(
+                data(30)["epoch"].as_u64().unwrap() >= 1,
+                "{variant:?}: stops in a later epoch"
+            );
+        }
+        stopped_inside_a_document |= data(20)["token_offset"].as_u64().unwrap() > 0;
+    }
+    assert!(stopped_inside_a_document);
+}
+
+#[test]
+fn the_number_of_threads_does_not_change_a_bit() {
+    let setup = Setup::new(LPR);
+    for (name, threads) in [("one", "1"), ("three", "3")] {
+        let config = setup.config(name);
+        let status = lpr_train()
+            .args(["-q", "--config", &config])
+            .env("RAYON_NUM_THREADS", threads)
+            .status()
+            .unwrap();
+        assert!(status.success());
+    }
+    setup.assert_same("one", "three");
+}
+
+#[test]
+fn another_seed_gives_other_weights() {
+    let setup = Setup::new(LPR);
+    run_well(&["-q", "--config", &setup.config("one")]);
+    run_well(&[
+        "-q",
+        "--config",
+        &setup.config("other"),
+        "--override",
+        "train.seed=43",
+    ]);
+    let weights = |name: &str| setup.file(name, 40, "model.safetensors");
+    assert_ne!(weights("one"), weights("other"));
+}
+
+#[test]
+fn kill_9_at_random_moments_loses_nothing() {
+    let setup = Setup::new(LPR);
+    // A checkpoint after every step, so that many kills hit a save.
+    let every_step = [
+        "--override",
+        "checkpoint.every_steps=1",
+        "--override",
+        "checkpoint.keep_last=3",
+    ];
+    let whole = setup.config("whole");
+    let start = Instant::now();
+    run_well(&[&["-q", "--config", &whole], &every_step[..]].concat());
+    let whole_run = start.elapsed();
+
+    let mut kills = 0;
+    for attempt in 0.. {
+        assert!(attempt < 200, "the run does not get ahead: {kills} kills");
+        let config = setup.config("killed");
+        let mut args = vec!["-q", "--config", &config];
+        args.extend(every_step);
+        let checkpoints = setup.run_dir("killed").join("checkpoints");
+        if checkpoints.join("latest").exists() {
+            args.push("--resume");
+        }
+        let mut child = lpr_train()
+            .args(&args)
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        if kills < 20 {
+            // Between "before anything is read" and "a third of the run done".
+            let moment = whole_run.mul_f64((mix(attempt) % 1000) as f64 / 3000.0);
+            std::thread::sleep(moment);
+            let finished = child.try_wait().unwrap().is_some();
+            assert!(
+                !finished || kills > 0,
+                "the run must be long enough to be killed"
+            );
+            if !finished {
+                child.kill().unwrap();
+                kills += 1;
+            }
+        }
+        let output = child.wait_with_output().unwrap();
+        if output.status.success() {
+            if kills >= 20 {
+                break;
+            }
+            // Finished too early: start over and go on killing.
+            std::fs::remove_dir_all(setup.run_dir("killed")).unwrap();
+        } else {
+            // A kill leaves no exit code; anything else is a failure of the program.
+            let why = text(&output.stderr);
+            assert!(output.status.code().is_none(), "attempt {attempt}: {why}");
+        }
+    }
+    setup.assert_same("whole", "killed");
+    let checkpoints = setup.run_dir("killed").join("checkpoints");
+    let leftovers = std::fs::read_dir(checkpoints).unwrap();
+    let leftovers: Vec<_> = leftovers
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        .filter(|name| name.starts_with(".tmp"))
+        .collect();
+    assert!(leftovers.is_empty(), "{leftovers:?}");
+}
+
+#[test]
+fn sigterm_saves_and_exits_75_and_the_run_goes_on_exactly() {
+    let setup = Setup::new(LPR);
+    run_well(&["-q", "--config", &setup.config("whole")]);
+    let config = setup.config("stopped");
+    let child = lpr_train()
+        .args(["-q", "--config", &config])
+        .spawn()
+        .unwrap();
+    let metrics = setup.run_dir("stopped").join("metrics.jsonl");
+    let deadline = Instant::now() + Duration::from_mins(1);
+    while std::fs::metadata(&metrics).map_or(0, |m| m.len()) < 2000 {
+        assert!(Instant::now() < deadline, "the run does not start");
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    let pid = rustix::process::Pid::from_child(&child);
+    rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
+    let status = child.wait_with_output().unwrap().status;
+    assert_eq!(status.code(), Some(75));
+    run_well(&["-q", "--resume", "--config", &config]);
+    for file in ["model.safetensors", "optimizer.safetensors"] {
+        assert!(
+            setup.file("whole", 40, file) == setup.file("stopped", 40, file),
+            "{file} differs"
+        );
+    }
+    assert_eq!(setup.metrics("whole"), setup.metrics("stopped"));
+}
+
+#[test]
+fn another_model_or_other_data_is_refused_and_a_lower_rate_is_not() {
+    let setup = Setup::new(LPR);
+    run_well(&["-q", "--config", &setup.config("whole")]);
+    setup.copy_at("whole", "changed", 20);
+    let config = setup.config("changed");
+    let resume = |change: &str| run(&["-q", "--resume", "--config", &config, "--override", change]);
+    for change in [
+        "model.num_experts=7",
+        "router.kind=softmax_topk",
+        "train.seed=1",
+        "data.sequence_length=40",
+    ] {
+        let output = resume(change);
+        let message = text(&output.stderr);
+        assert_eq!(output.status.code(), Some(4), "{change}: {message}");
+        let key = change.split('=').next().unwrap().split('.').next().unwrap();
+        assert!(message.contains(key), "{change}: {message}");
+    }
+    assert_eq!(
+        resume("optimizer.learning_rate=1e-4").status.code(),
+        Some(0)
+    );
+    // The corpus is part of the run.
+    setup.copy_at("whole", "moved", 20);
+    let shard = setup.folder.path().join("shard-0.jsonl");
+    let longer = std::fs::read_to_string(&shard).unwrap() + "{\"text\": \"one more\"}\n";
+    std::fs::write(shard, longer).unwrap();
+    let output = run(&["-q", "--resume", "--config", &setup.config("moved")]);
+    assert_eq!(output.status.code(), Some(4), "{}", text(&output.stderr));
+}
