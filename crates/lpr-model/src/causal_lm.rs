@@ -7,7 +7,7 @@ use lpr_kernels::SequenceMask;
 use crate::config::DecoderConfig;
 use crate::decoder::Decoder;
 use crate::random::ParamInit;
-use crate::router::{LossContext, RouterConfig, Routing};
+use crate::router::{LossContext, RouterConfig, Routing, StepStatistics};
 
 /// A batch of token rows on the device.
 #[derive(Debug, Clone)]
@@ -88,6 +88,15 @@ impl CausalLm {
     /// Logits of every row, `[rows, vocab_size]`.
     pub fn logits(&self, hidden_states: Tensor<2>) -> Tensor<2> {
         hidden_states.matmul(self.head().transpose())
+    }
+
+    /// Lets every router take in what its layer saw in a step; one entry per layer.
+    #[must_use]
+    pub fn after_step(self, statistics: &[StepStatistics]) -> Self {
+        Self {
+            model: self.model.after_step(statistics),
+            ..self
+        }
     }
 
     fn head(&self) -> Tensor<2> {

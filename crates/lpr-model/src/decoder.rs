@@ -8,7 +8,7 @@ use crate::config::DecoderConfig;
 use crate::layers::{GroupedQueryAttention, RmsNorm, RotaryEmbedding};
 use crate::moe::MoeLayer;
 use crate::random::ParamInit;
-use crate::router::{LossContext, RouteContext, RouterConfig, Routing};
+use crate::router::{LossContext, RouteContext, RouterConfig, Routing, StepStatistics};
 
 /// A table of one vector per token id.
 #[derive(Module, Debug)]
@@ -120,5 +120,19 @@ impl Decoder {
         let width = hidden_states.dims()[2];
         let hidden_states = self.norm.forward(hidden_states);
         (hidden_states.reshape([batch * sequence, width]), routings)
+    }
+
+    /// Lets every router take in what its layer saw in a step.
+    #[must_use]
+    pub fn after_step(self, statistics: &[StepStatistics]) -> Self {
+        let layers = self.layers.into_iter().zip(statistics);
+        let update = |(layer, statistics): (DecoderLayer, &StepStatistics)| DecoderLayer {
+            mlp: layer.mlp.after_step(statistics),
+            ..layer
+        };
+        Self {
+            layers: layers.map(update).collect(),
+            ..self
+        }
     }
 }

@@ -5,7 +5,7 @@ use burn::tensor::Tensor;
 
 use crate::config::MoeConfig;
 use crate::random::ParamInit;
-use crate::router::{AnyRouter, RouteContext, RouterConfig, RouterSizes, Routing};
+use crate::router::{AnyRouter, RouteContext, RouterConfig, RouterSizes, Routing, StepStatistics};
 
 /// The weights of all routed experts of one layer: y = (silu(x G) * (x U)) D per expert.
 #[derive(Module, Debug)]
@@ -73,5 +73,14 @@ impl MoeLayer {
             routing.expert_indices.clone(),
         );
         (output, routing)
+    }
+
+    /// See [`Router::after_step`](crate::router::Router::after_step).
+    #[must_use]
+    pub fn after_step(self, statistics: &StepStatistics) -> Self {
+        Self {
+            router: self.router.after_step(statistics),
+            ..self
+        }
     }
 }

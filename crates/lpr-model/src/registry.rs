@@ -8,7 +8,7 @@
 //!     /// The `[router]` section.
 //!     config RouterConfig: RouterKind by "kind";
 //!     /// A router of any kind.
-//!     module AnyRouter: Router, init(sizes: &RouterSizes, init: &ParamInit<'_>);
+//!     module AnyRouter: Router, init(sizes: &RouterSizes, init: &ParamInit<'_>), after_step(StepStatistics);
 //!     /// The paper's router.
 //!     Lpr("lpr"): LprConfig => LprRouter,
 //! }
@@ -52,7 +52,7 @@ macro_rules! config_enum {
 
 macro_rules! registry {
     ($(#[$cdoc:meta])* config $Config:ident: $Kind:ident by $tag:literal;
-     $(#[$mdoc:meta])* module $Any:ident: $Trait:ident, init($a:ident: $A:ty, $b:ident: $B:ty);
+     $(#[$mdoc:meta])* module $Any:ident: $Trait:ident, init($a:ident: $A:ty, $b:ident: $B:ty), after_step($Statistics:ty);
      $($(#[$vdoc:meta])* $Variant:ident($name:literal): $VariantConfig:ty => $Module:ty,)+) => {
         crate::registry::config_enum! {
             $(#[$cdoc])* config $Config: $Kind by $tag;
@@ -68,6 +68,14 @@ macro_rules! registry {
             /// Makes the module that this config describes.
             pub fn init(&self, $a: $A, $b: $B) -> $Any {
                 match self { $(Self::$Variant(config) => $Any::$Variant(config.init($a, $b)),)+ }
+            }
+        }
+
+        impl $Any {
+            /// See the trait's method of this name.
+            #[must_use]
+            pub fn after_step(self, statistics: &$Statistics) -> Self {
+                match self { $(Self::$Variant(module) => Self::$Variant(module.after_step(statistics)),)+ }
             }
         }
 

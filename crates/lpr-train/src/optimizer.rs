@@ -149,23 +149,26 @@ impl Optimizer {
             fn visit<const D: usize>(&mut self, name: &str, parameter: &Param<Tensor<D>>) {
                 let value = parameter.val().inner();
                 let length = value.shape().num_elements();
-                let averages = STATE_SUFFIXES.map(|suffix| {
-                    let found = self.state.remove(&format!("{name}{suffix}"))?;
-                    (found.values.len() == length).then(|| {
-                        let data = TensorData::new(found.values, [length]);
-                        Tensor::<1>::from_data(data, &value.device())
-                    })
-                });
-                match averages {
-                    [Some(exp_avg), Some(exp_avg_sq)] => {
+                let [average, square] =
+                    STATE_SUFFIXES.map(|suffix| self.state.remove(&format!("{name}{suffix}")));
+                let tensor = |found: HostTensor| {
+                    let data = TensorData::new(found.values, [length]);
+                    Tensor::<1>::from_data(data, &value.device())
+                };
+                match (average, square) {
+                    // A parameter that no gradient has reached yet.
+                    (None, None) => {}
+                    (Some(average), Some(square))
+                        if [&average, &square].iter().all(|a| a.values.len() == length) =>
+                    {
                         let moments = Moments {
-                            exp_avg,
-                            exp_avg_sq,
+                            exp_avg: tensor(average),
+                            exp_avg_sq: tensor(square),
                         };
                         self.moments.insert(name.to_owned(), moments);
                     }
                     _ => self.problems.push(format!(
-                        "the averages of `{name}` are missing or do not have {length} values"
+                        "the averages of `{name}` are not two lists of {length} values"
                     )),
                 }
             }
@@ -175,10 +178,11 @@ impl Optimizer {
             moments: BTreeMap::new(),
             problems: Vec::new(),
         };
-        if step > 0 {
-            visit_parameters(model, &mut restore);
-        }
+        visit_parameters(model, &mut restore);
         let (moments, mut problems) = (restore.moments, restore.problems);
+        if step > 0 && moments.is_empty() {
+            problems.push(format!("there is no average after {step} steps"));
+        }
         problems.extend(
             state
                 .keys()

@@ -2,6 +2,7 @@
 
 use burn::tensor::{Int, Tensor};
 use lpr_model::random::Stream;
+use lpr_model::router::StepStatistics;
 use lpr_model::{CausalLm, LatentNoise, LossContext, RouterConfig, RouterLoss, Routing};
 use thiserror::Error;
 
@@ -75,6 +76,7 @@ pub fn train_step(
     let step_targets = micro_batches.iter().map(|b| b.num_targets).sum();
     let mut gradients = GradientSum::default();
     let mut results = Vec::with_capacity(micro_batches.len());
+    let mut statistics = Vec::new();
     for (batch, noise) in micro_batches.iter().zip(&plan.noise) {
         let context = loss_context(router, batch, noise);
         let output = model.forward(&batch.input, Some(&context));
@@ -87,6 +89,7 @@ pub fn train_step(
             micro_batches.len(),
         );
         gradients.add(&model, loss.backward());
+        add_statistics(&mut statistics, &output.routings, batch);
         results.push(MicroBatchResult::new(
             batch,
             cross_entropy,
@@ -103,8 +106,26 @@ pub fn train_step(
         });
     }
     gradients.clip(grad_norm, plan.max_grad_norm);
-    let model = optimizer.update(model, gradients, plan.learning_rate);
+    let model = optimizer
+        .update(model, gradients, plan.learning_rate)
+        .after_step(&statistics);
     Ok((model, report))
+}
+
+/// Adds what every layer's router saw in a micro-batch.
+fn add_statistics(sums: &mut Vec<StepStatistics>, routings: &[Routing], batch: &MicroBatch) {
+    let new = routings
+        .iter()
+        .map(|routing| StepStatistics::new(routing, batch.is_token.clone()));
+    *sums = if sums.is_empty() {
+        new.collect()
+    } else {
+        std::mem::take(sums)
+            .into_iter()
+            .zip(new)
+            .map(|(sum, new)| sum.merged(new))
+            .collect()
+    };
 }
 
 /// What the routers' losses of one micro-batch depend on.

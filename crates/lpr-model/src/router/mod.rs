@@ -24,7 +24,7 @@ registry! {
     /// The `[router]` section: `kind` selects the router, the other keys are its own.
     config RouterConfig: RouterKind by "kind";
     /// A router of any kind.
-    module AnyRouter: Router, init(sizes: &RouterSizes, init: &ParamInit<'_>);
+    module AnyRouter: Router, init(sizes: &RouterSizes, init: &ParamInit<'_>), after_step(StepStatistics);
     /// Linear logits, softmax, top-k: the vanilla router.
     SoftmaxTopk("softmax_topk"): SoftmaxTopkConfig => SoftmaxTopkRouter,
     /// Latent Prototype Routing, the paper's router.
@@ -52,6 +52,16 @@ pub trait Router {
     /// # Shapes
     /// `hidden_states`: `[tokens, hidden_size]`
     fn route(&self, hidden_states: Tensor<2>, context: &RouteContext<'_>) -> Routing;
+
+    /// The router after an optimizer step, given what its layer saw in all micro-batches of it.
+    /// State that is not trained by gradients changes here and nowhere else.
+    #[must_use]
+    fn after_step(self, _statistics: &StepStatistics) -> Self
+    where
+        Self: Sized,
+    {
+        self
+    }
 }
 
 /// What a kind of router says about all layers together.
@@ -124,6 +134,50 @@ pub struct Routing {
     pub residual: Option<Tensor<2>>,
     /// The layer's own loss terms, unweighted, `[1]` each.
     pub terms: Vec<RouterTerm>,
+    /// Sums over tokens for the update of prototypes after the step, without gradient; only in
+    /// training and only from routers that have such an update.
+    pub prototype_sums: Option<PrototypeSums>,
+}
+
+/// What the tokens of a layer add up to, for prototypes that follow their tokens.
+#[derive(Debug, Clone)]
+pub struct PrototypeSums {
+    /// Latents times their share in each expert, `[num_experts, latent_dim]`.
+    pub latents: Tensor<2>,
+    /// The shares, `[num_experts]`.
+    pub shares: Tensor<1>,
+}
+
+/// What one layer's router saw in all micro-batches of a step, without gradient.
+#[derive(Debug, Clone)]
+pub struct StepStatistics {
+    /// Tokens per expert, padding left out, `[num_experts]`.
+    pub expert_counts: Tensor<1, Int>,
+    /// See [`Routing::prototype_sums`].
+    pub prototype_sums: Option<PrototypeSums>,
+}
+
+impl StepStatistics {
+    /// Of one micro-batch; `is_token` as in [`Routing::expert_counts`].
+    pub fn new(routing: &Routing, is_token: Option<Tensor<1, Int>>) -> Self {
+        Self {
+            expert_counts: routing.expert_counts(is_token),
+            prototype_sums: routing.prototype_sums.clone(),
+        }
+    }
+
+    /// Of this and another micro-batch of the same layer.
+    #[must_use]
+    pub fn merged(self, other: Self) -> Self {
+        let sums = self.prototype_sums.zip(other.prototype_sums);
+        Self {
+            expert_counts: self.expert_counts + other.expert_counts,
+            prototype_sums: sums.map(|(a, b)| PrototypeSums {
+                latents: a.latents + b.latents,
+                shares: a.shares + b.shares,
+            }),
+        }
+    }
 }
 
 /// One unweighted loss term of one layer.

@@ -86,6 +86,7 @@ impl Router for SoftmaxTopkRouter {
             routing_weights,
             residual: None,
             terms: Vec::new(),
+            prototype_sums: None,
         }
     }
 }

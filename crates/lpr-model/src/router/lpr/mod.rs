@@ -197,6 +197,7 @@ impl Router for LprRouter {
             routing_weights,
             residual: self.aligner.as_ref().map(|a| a.forward(mixture)),
             terms,
+            prototype_sums: None,
         }
     }
 }
