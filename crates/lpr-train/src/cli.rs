@@ -135,6 +135,9 @@ pub struct EvalArgs {
     /// File, glob, folder or builtin:synthetic; the validation sources of the run if absent.
     #[arg(long, value_name = "SRC")]
     pub data: Vec<String>,
+    /// Stop after so many tokens; `eval.max_tokens` of the run if absent.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    pub max_tokens: Option<u64>,
     /// Where to compute: cpu, wgpu, cuda or cuda:N.
     #[arg(long, value_name = "DEVICE", env = "LPR_DEVICE")]
     pub device: Option<String>,

@@ -77,28 +77,44 @@ impl Trainer<'_> {
             total_steps,
         );
         let mut saved_at = self.state.step;
+        let mut data_ended = false;
         let mut window = Window::new();
-        if self.state.step == 0 && self.config.eval.at_start && !self.evaluate(&model)? {
-            return self.stop_early(&model, saved_at);
-        }
-        while self.state.step < total_steps {
+        loop {
+            let step = self.state.step;
+            let is_last = step >= total_steps || data_ended;
+            // Evaluation comes first, so that a checkpoint knows the evaluation of its weights; a
+            // run that was stopped in the middle of one makes up for it.
+            let evaluates = self.is_evaluation_due(is_last) && !self.state.is_evaluated();
+            if evaluates && !self.evaluate(&model)? {
+                return self.stop_early(&model, saved_at);
+            }
+            let is_due = is_last || is_due(step, self.config.checkpoint.every_steps);
+            if is_due && (saved_at != step || evaluates) {
+                self.save(&model)?;
+                saved_at = step;
+            }
+            if is_last {
+                return Ok(Outcome::Done);
+            }
             if self.stop.is_set() {
                 return self.stop_early(&model, saved_at);
             }
+
             let wait = Instant::now();
-            let Some(batches) = self.next_step_batches()? else {
-                self.say(
-                    Level::Warning,
-                    &format!(
-                        "the training data ended after {} of {total_steps} steps; \
-                     data.on_data_end = \"repeat\" starts it over",
-                        self.state.step
-                    ),
-                );
-                break;
+            let batches = match self.next_step_batches() {
+                Ok(Some(batches)) => batches,
+                Ok(None) => {
+                    self.say_data_ended(total_steps);
+                    data_ended = true;
+                    continue;
+                }
+                Err(error) => {
+                    // What was trained so far must not be lost to a bad file.
+                    self.save_unless(&model, saved_at)?;
+                    return Err(error.into());
+                }
             };
             window.data_wait += wait.elapsed();
-
             let (next, report) = self.step(model, &batches, &schedule)?;
             model = next;
             window.steps += 1;
@@ -106,28 +122,17 @@ impl Trainer<'_> {
 
             let step = self.state.step;
             self.reporter.progress(step);
-            if is_due(step, self.config.log.every_steps) || step == total_steps {
+            if step.is_multiple_of(self.config.log.every_steps) || step == total_steps {
                 self.log(&report, schedule.learning_rate(step - 1), &window)?;
                 window = Window::new();
             }
-            // Before the save, so that a checkpoint knows the evaluation of its weights.
-            let evaluates = is_due(step, self.config.eval.every_steps) || step == total_steps;
-            if evaluates && !self.evaluate(&model)? {
-                return self.stop_early(&model, saved_at);
-            }
-            if is_due(step, self.config.checkpoint.every_steps) {
-                self.save(&model)?;
-                saved_at = step;
-            }
         }
-        let was_evaluated = self.state.is_evaluated();
-        if !was_evaluated && !self.evaluate(&model)? {
-            return self.stop_early(&model, saved_at);
-        }
-        if saved_at != self.state.step || was_evaluated != self.state.is_evaluated() {
-            self.save(&model)?;
-        }
-        Ok(Outcome::Done)
+    }
+
+    fn is_evaluation_due(&self, is_last: bool) -> bool {
+        let step = self.state.step;
+        let config = &self.config.eval;
+        is_last || (step == 0 && config.at_start) || is_due(step, config.every_steps)
     }
 
     /// The batches of one optimizer step, or `None` when the data cannot fill it any more.
@@ -269,10 +274,25 @@ impl Trainer<'_> {
         Ok(())
     }
 
-    fn stop_early(&mut self, model: &CausalLm, saved_at: u64) -> Result<Outcome, TrainError> {
-        if saved_at != self.state.step {
-            self.save(model)?;
+    /// Saves, unless that was done after step `saved_at` already.
+    fn save_unless(&mut self, model: &CausalLm, saved_at: u64) -> Result<(), TrainError> {
+        if saved_at == self.state.step {
+            return Ok(());
         }
+        self.save(model)
+    }
+
+    fn say_data_ended(&mut self, total_steps: u64) {
+        let text = format!(
+            "the training data ended after {} of {total_steps} steps; \
+             data.on_data_end = \"repeat\" starts it over",
+            self.state.step
+        );
+        self.say(Level::Warning, &text);
+    }
+
+    fn stop_early(&mut self, model: &CausalLm, saved_at: u64) -> Result<Outcome, TrainError> {
+        self.save_unless(model, saved_at)?;
         self.say(
             Level::Info,
             &format!(
@@ -290,5 +310,5 @@ impl Trainer<'_> {
 
 /// Whether something that happens every `every` steps happens after `step`; 0 is never.
 fn is_due(step: u64, every: u64) -> bool {
-    every > 0 && step.is_multiple_of(every)
+    step > 0 && every > 0 && step.is_multiple_of(every)
 }

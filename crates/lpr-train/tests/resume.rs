@@ -222,3 +222,32 @@ fn another_model_or_other_data_is_refused_and_a_lower_rate_is_not() {
     let output = run(&["-q", "--resume", "--config", &setup.config("moved")]);
     assert_eq!(output.status.code(), Some(4), "{}", text(&output.stderr));
 }
+
+#[test]
+fn what_was_trained_before_a_bad_file_is_not_lost() {
+    let setup = Setup::new(LPR);
+    // The second file breaks off in the middle of a line.
+    let bad = setup.folder.path().join("shard-1.jsonl");
+    let intact = std::fs::read_to_string(&bad).unwrap();
+    std::fs::write(&bad, &intact[..intact.len() - 40]).unwrap();
+    let config = setup.config("run");
+    let no_cadence = [
+        "--override",
+        "checkpoint.every_steps=0",
+        "--override",
+        "data.validation=[]",
+        "--override",
+        "eval.at_start=false",
+        "--override",
+        "eval.every_steps=0",
+    ];
+    let output = run(&[&["-q", "--config", &config], &no_cadence[..]].concat());
+    let message = text(&output.stderr);
+    assert_eq!(output.status.code(), Some(3), "{message}");
+    assert!(message.contains("shard-1.jsonl, line 2"), "{message}");
+    let latest = setup.run_dir("run").join("checkpoints/latest");
+    let latest = std::fs::read_to_string(latest).unwrap();
+    let step: u64 = latest.trim().trim_start_matches("step-").parse().unwrap();
+    assert!(step > 5, "{latest}");
+    assert_eq!(setup.state("run", step)["step"], step);
+}

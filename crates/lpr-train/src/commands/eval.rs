@@ -33,9 +33,8 @@ pub fn run(args: &EvalArgs, verbosity: Verbosity) -> Result<Outcome, TrainError>
     let tokenizer = session::open_tokenizer(&config)?;
     let loader = session::open_validation(&config, &tokenizer)?;
     let model = session::load_model(&checkpoint, &config, &device)?;
-    let found = evaluate(&model, loader, config.eval.max_tokens, &device, &|| {
-        stop.is_set()
-    })?;
+    let max_tokens = args.max_tokens.or(config.eval.max_tokens);
+    let found = evaluate(&model, loader, max_tokens, &device, &|| stop.is_set())?;
     let Some(found) = found else {
         return Ok(Outcome::StoppedEarly);
     };
