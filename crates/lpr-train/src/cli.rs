@@ -52,6 +52,8 @@ pub enum Command {
     Train(TrainArgs),
     /// Loss, perplexity and expert load of a checkpoint.
     Eval(EvalArgs),
+    /// What this build and machine can do; with --config, whether each balancer works.
+    Doctor(DoctorArgs),
     /// Look at data files.
     #[command(subcommand)]
     Data(DataCommand),
@@ -141,6 +143,17 @@ pub struct EvalArgs {
     /// Where to compute: cpu, wgpu, cuda or cuda:N.
     #[arg(long, value_name = "DEVICE", env = "LPR_DEVICE")]
     pub device: Option<String>,
+    /// Print one JSON object.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Arguments of `doctor`.
+#[derive(Clone, Debug, Args)]
+pub struct DoctorArgs {
+    /// Probe the balancers of this configuration.
+    #[command(flatten)]
+    pub config: ConfigArgs,
     /// Print one JSON object.
     #[arg(long)]
     pub json: bool,

@@ -9,6 +9,7 @@ use thiserror::Error;
 use crate::balance::BalanceError;
 use crate::checkpoint::CheckpointError;
 use crate::config::{ConfigErrors, Difference};
+use crate::liveness::DeadBalancer;
 use crate::run_dir::RunDirError;
 
 /// A failure of a command.
@@ -99,6 +100,9 @@ pub enum TrainError {
     /// The routing statistics contradict each other.
     #[error(transparent)]
     Balance(#[from] BalanceError),
+    /// A configured balancer does nothing.
+    #[error(transparent)]
+    DeadBalancer(#[from] DeadBalancer),
     /// The file system refused.
     #[error("cannot use {path}", path = path.display())]
     Io {
@@ -130,6 +134,7 @@ impl TrainError {
         match self {
             Self::RunDir(RunDirError::Io { .. })
             | Self::Balance(_)
+            | Self::DeadBalancer(_)
             | Self::Io { .. }
             | Self::Output(_)
             | Self::Signals(_) => 1,

@@ -12,6 +12,8 @@ pub mod commands;
 pub mod config;
 pub mod error;
 pub mod eval;
+pub mod idle;
+pub mod liveness;
 pub mod load;
 pub mod objective;
 pub mod optimizer;

@@ -42,7 +42,16 @@ impl GradientSum {
 
     /// The Euclidean norm over all gradients together.
     pub fn global_norm(&self) -> f64 {
-        self.0.values().map(squared_norm).sum::<f64>().sqrt()
+        self.norm_where(|_| true)
+    }
+
+    /// The Euclidean norm over the gradients of the parameters that `selects` picks by name.
+    pub fn norm_where(&self, selects: impl Fn(&str) -> bool) -> f64 {
+        let selected = self.0.iter().filter(|(name, _)| selects(name));
+        selected
+            .map(|(_, gradient)| squared_norm(gradient))
+            .sum::<f64>()
+            .sqrt()
     }
 
     /// Scales all gradients so that their norm, now `norm`, is at most `max_norm`; 0 turns clipping

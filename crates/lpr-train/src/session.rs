@@ -15,6 +15,7 @@ use crate::balance::{LoadCounts, LoadTracker};
 use crate::checkpoint::{self, Checkpoint, CheckpointError};
 use crate::config::RunConfig;
 use crate::error::TrainError;
+use crate::idle::IdleExperts;
 use crate::load::LayerLoad;
 use crate::optimizer::Optimizer;
 use crate::record::EvalRecord;
@@ -38,6 +39,8 @@ pub struct RunState {
     pub window: Vec<LoadCounts>,
     /// Smoothed loads per layer.
     pub trackers: Vec<LoadTracker>,
+    /// How long experts have been without a token.
+    pub idle: IdleExperts,
     /// The first evaluation of the run.
     pub first_evaluation: Option<EvalPoint>,
     /// The newest evaluation of the run.
@@ -68,6 +71,7 @@ impl RunState {
             data_fingerprint: data_fingerprint.to_owned(),
             window: vec![LoadCounts::new(experts); layers],
             trackers: vec![LoadTracker::new(experts); layers],
+            idle: IdleExperts::new(layers, experts),
             first_evaluation: None,
             last_evaluation: None,
         }
@@ -93,6 +97,7 @@ impl RunState {
 
     /// Takes in the load of every micro-batch and layer of a step.
     pub fn add_loads(&mut self, micro_batches: &[Vec<LayerLoad>]) {
+        self.idle.add_step(micro_batches);
         for layers in micro_batches {
             for (layer, load) in layers.iter().enumerate() {
                 self.window[layer].add(&load.counts);

@@ -15,6 +15,7 @@ use crate::clock;
 use crate::config::RunConfig;
 use crate::error::{Outcome, TrainError};
 use crate::eval::evaluate;
+use crate::liveness::{probe, probe_rows};
 use crate::optimizer::Optimizer;
 use crate::record::{BalanceRecord, EvalRecord, EvalSummary, StepRecord};
 use crate::report::{Level, Reporter};
@@ -43,6 +44,8 @@ pub struct Trainer<'a> {
     pub reporter: &'a mut dyn Reporter,
     /// Set when the run is asked to save and stop.
     pub stop: StopRequest,
+    /// Whether the balancers were found alive.
+    pub probed: bool,
 }
 
 /// Time and tokens since the last logged step.
@@ -164,6 +167,9 @@ impl Trainer<'_> {
         schedule: &Schedule,
     ) -> Result<(CausalLm, StepReport), TrainError> {
         let step = self.state.step;
+        if !std::mem::replace(&mut self.probed, true) {
+            self.probe_balancers(&model, batches)?;
+        }
         let micro_batches: Vec<_> = batches
             .iter()
             .map(|batch| MicroBatch::new(batch, &self.device))
@@ -186,6 +192,24 @@ impl Trainer<'_> {
             self.state.data = last.position.clone();
         }
         Ok((model, report))
+    }
+
+    /// Every configured balance term must have a gradient at the router.
+    fn probe_balancers(
+        &mut self,
+        model: &CausalLm,
+        batches: &[TokenBatch],
+    ) -> Result<(), TrainError> {
+        let router = &self.config.router;
+        let noise = StepPlan::noise(self.config.train.seed, self.state.step, 1);
+        for (batch, noise) in batches.iter().zip(&noise) {
+            let batch = MicroBatch::new(&probe_rows(batch, router), &self.device);
+            for term in probe(model, router, &batch, noise) {
+                term.verdict()?;
+                self.reporter.message(Level::Debug, &term.to_string());
+            }
+        }
+        Ok(())
     }
 
     /// Every position and slot must have been counted exactly once.
@@ -225,6 +249,9 @@ impl Trainer<'_> {
         };
         state.window.iter_mut().for_each(LoadCounts::reset);
         self.reporter.step(&record);
+        for warning in self.state.idle.report() {
+            self.say(Level::Warning, &warning);
+        }
         Ok(())
     }
 

@@ -2,6 +2,7 @@
 
 pub mod config;
 pub mod data;
+pub mod doctor;
 pub mod eval;
 pub mod train;
 
@@ -17,6 +18,7 @@ pub fn run(cli: Cli) -> Result<Outcome, TrainError> {
     match command {
         Command::Train(args) => train::run(&args, verbosity),
         Command::Eval(args) => eval::run(&args, verbosity),
+        Command::Doctor(args) => doctor::run(&args),
         Command::Data(command) => data::run(&command),
         Command::Config(command) => config::run(&command),
     }

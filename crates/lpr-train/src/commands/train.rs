@@ -79,6 +79,7 @@ pub fn run(args: &TrainArgs, verbosity: Verbosity) -> Result<Outcome, TrainError
         checkpoints: run_dir.checkpoints(),
         reporter: &mut reporter,
         stop,
+        probed: false,
     };
     let outcome = trainer.run(model)?;
     let state = trainer.state;
