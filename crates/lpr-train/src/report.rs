@@ -184,14 +184,14 @@ impl Console {
 
 impl Reporter for Console {
     fn step(&mut self, record: &StepRecord) {
-        let summary = step_summary(record);
         if let Some(bar) = &self.bar {
             bar.set_position(record.step);
-            bar.set_message(summary);
+            bar.set_message(bar_summary(record));
         } else if self.verbosity.shows(Level::Info) {
             let (step, total, eta) = (record.step, self.total_steps, self.eta(record.step));
             self.line(&format!(
-                "step {step}/{total} {summary} lr {:.3e} eta {eta}",
+                "step {step}/{total} {} lr {:.3e} eta {eta}",
+                step_summary(record),
                 record.lr
             ));
         }
@@ -227,6 +227,15 @@ impl Drop for Console {
             bar.abandon();
         }
     }
+}
+
+/// What fits beside a progress bar of 80 columns.
+fn bar_summary(record: &StepRecord) -> String {
+    let balance = &record.balance;
+    format!(
+        "loss {:.3} tok/s {:.0} gini {:.3} min-max {:.3}",
+        record.loss_ce, record.tok_s, balance.gini, balance.min_max_ratio
+    )
 }
 
 fn step_summary(record: &StepRecord) -> String {

@@ -3,6 +3,7 @@
 use std::fmt::Write as _;
 
 use lpr_data::{DataLoader, DataPosition, Split};
+use lpr_model::RouterConfig;
 
 use super::config;
 use crate::checkpoint::{self, Checkpoint};
@@ -85,7 +86,7 @@ pub fn run(args: &TrainArgs, verbosity: Verbosity) -> Result<Outcome, TrainError
     let state = trainer.state;
     drop(reporter);
     if outcome == Outcome::Done && verbosity != Verbosity::Quiet {
-        print_result(&summary(&config, &run_dir, &state)).map_err(TrainError::Output)?;
+        print_result(&summary(args, &config, &run_dir, &state)).map_err(TrainError::Output)?;
     }
     Ok(outcome)
 }
@@ -186,7 +187,7 @@ fn reporters(
 }
 
 /// What a finished run prints: figures before and after, where things are, what to try next.
-fn summary(config: &RunConfig, run_dir: &RunDir, state: &RunState) -> String {
+fn summary(args: &TrainArgs, config: &RunConfig, run_dir: &RunDir, state: &RunState) -> String {
     let mut text = format!(
         "\ntrained {} steps on {} tokens; everything is in {}\n",
         state.step,
@@ -196,12 +197,30 @@ fn summary(config: &RunConfig, run_dir: &RunDir, state: &RunState) -> String {
     if let (Some(first), Some(last)) = (state.first_evaluation, state.last_evaluation) {
         text.push_str(&comparison(config.router.name(), &first, &last));
     }
-    let checkpoint = run_dir
-        .checkpoints()
-        .join(checkpoint::folder_name(state.step));
+    text.push_str(&suggestions(args, config, run_dir, state.step));
+    text
+}
+
+/// What to try next: the same run with each other router, and a closer look at this one.
+fn suggestions(args: &TrainArgs, config: &RunConfig, run_dir: &RunDir, step: u64) -> String {
+    let mut text = "\nnext:".to_owned();
+    let mut files = String::new();
+    for file in &args.config.config {
+        let _ = write!(files, " --config {}", file.display());
+    }
+    let run = run_dir.path().display();
+    for kind in RouterConfig::NAMES {
+        if *kind != config.router.name() {
+            let _ = write!(
+                text,
+                "\n  lpr-train{files} --override router.kind={kind} --override train.run_dir={run}-{kind}"
+            );
+        }
+    }
+    let checkpoint = run_dir.checkpoints().join(checkpoint::folder_name(step));
     let _ = write!(
         text,
-        "\nnext:\n  lpr-train eval --checkpoint {}\n  lpr-train config init my.toml",
+        "\n  lpr-train eval --checkpoint {}\n  lpr-train config init my.toml",
         checkpoint.display()
     );
     text
