@@ -1,7 +1,7 @@
 //! Validation: cross-entropy alone, and the exact expert load on the same tokens.
 
 use burn::tensor::Device;
-use lpr_data::{DataError, DataLoader, DataPosition};
+use lpr_data::{DataError, DataLoader};
 use lpr_model::CausalLm;
 
 use crate::balance::LoadCounts;
@@ -15,8 +15,6 @@ pub struct Evaluation {
     pub loss: f64,
     /// Targets that were predicted.
     pub targets: u64,
-    /// Where the data stood at the end: tokens, documents, what was cut or skipped, the token hash.
-    pub data: DataPosition,
     /// Exact counts per layer.
     pub loads: Vec<LoadCounts>,
     /// What the data loader had to say.
@@ -44,16 +42,16 @@ pub fn evaluate(
 ) -> Result<Option<Evaluation>, DataError> {
     let limit = max_tokens.unwrap_or(u64::MAX);
     let (mut sum, mut targets) = (0.0, 0);
-    let mut data = loader.position().clone();
+    let mut tokens = loader.position().tokens;
     let mut loads: Vec<LoadCounts> = Vec::new();
-    while data.tokens < limit {
+    while tokens < limit {
         let Some(batch) = loader.next_batch()? else {
             break;
         };
         if stop() {
             return Ok(None);
         }
-        data = batch.position.clone();
+        tokens = batch.position.tokens;
         let batch = MicroBatch::new(&batch, device);
         let output = model.forward(&batch.input, None);
         let cross_entropy = model.cross_entropy_sum(output.hidden_states, batch.targets.clone());
@@ -71,7 +69,6 @@ pub fn evaluate(
     Ok(Some(Evaluation {
         loss: sum / targets.max(1) as f64,
         targets,
-        data,
         loads,
         warnings,
     }))
