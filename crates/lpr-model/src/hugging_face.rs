@@ -10,8 +10,13 @@
 //! | `mlp.router.encoder.norm.*` | `mlp.gate.norm.*` | same |
 //! | `mlp.router.encoder.projection.*` | `mlp.gate.encoder.*` | weight transposed |
 //! | `mlp.router.aligner.*` | `mlp.gate.out_proj.*` | weight transposed |
+//! | `mlp.router.similarity.*` (`projections.*` of cross-attention) | `mlp.gate.similarity_func.*` | weights transposed |
+//! | `mlp.router.similarity.prototype_log_var` | `mlp.gate.expert_keys_logvar` | same |
+//! | `mlp.router.similarity.projection.*` | `mlp.gate.proj.*` | weight transposed |
+//! | `mlp.router.running.*` | `mlp.gate.ema_*` | same |
 //!
-//! Everything else has the same name and layout in both. The LPR names are the released code's.
+//! Beside log-variances the prototypes are called `mlp.gate.expert_keys_mu` there. Everything else
+//! has the same name and layout in both. The LPR names are the released code's.
 
 use crate::parameters::{HostTensor, ParameterMismatch, TensorMap};
 
@@ -72,6 +77,72 @@ const RULES: &[(&str, &str, Layout)] = &[
         "mlp.gate.out_proj.bias",
         Layout::Same,
     ),
+    (
+        "mlp.router.similarity.log_sigma",
+        "mlp.gate.similarity_func.log_sigma",
+        Layout::Same,
+    ),
+    (
+        "mlp.router.similarity.projections.q_proj.weight",
+        "mlp.gate.similarity_func.q_proj.weight",
+        Layout::Transposed,
+    ),
+    (
+        "mlp.router.similarity.projections.q_proj.bias",
+        "mlp.gate.similarity_func.q_proj.bias",
+        Layout::Same,
+    ),
+    (
+        "mlp.router.similarity.projections.k_proj.weight",
+        "mlp.gate.similarity_func.k_proj.weight",
+        Layout::Transposed,
+    ),
+    (
+        "mlp.router.similarity.projections.k_proj.bias",
+        "mlp.gate.similarity_func.k_proj.bias",
+        Layout::Same,
+    ),
+    (
+        "mlp.router.similarity.projections.q_norm.weight",
+        "mlp.gate.similarity_func.q_norm.weight",
+        Layout::Same,
+    ),
+    (
+        "mlp.router.similarity.projections.k_norm.weight",
+        "mlp.gate.similarity_func.k_norm.weight",
+        Layout::Same,
+    ),
+    (
+        "mlp.router.similarity.v_proj.weight",
+        "mlp.gate.similarity_func.v_proj.weight",
+        Layout::Transposed,
+    ),
+    (
+        "mlp.router.similarity.v_proj.bias",
+        "mlp.gate.similarity_func.v_proj.bias",
+        Layout::Same,
+    ),
+    (
+        "mlp.router.similarity.prototype_log_var",
+        "mlp.gate.expert_keys_logvar",
+        Layout::Same,
+    ),
+    (
+        "mlp.router.similarity.projection.weight",
+        "mlp.gate.proj.weight",
+        Layout::Transposed,
+    ),
+    (
+        "mlp.router.similarity.projection.bias",
+        "mlp.gate.proj.bias",
+        Layout::Same,
+    ),
+    ("mlp.router.running.sums", "mlp.gate.ema_sums", Layout::Same),
+    (
+        "mlp.router.running.counts",
+        "mlp.gate.ema_counts",
+        Layout::Same,
+    ),
     ("_proj.weight", "_proj.weight", Layout::Transposed),
     ("", "", Layout::Same),
 ];
@@ -86,6 +157,30 @@ fn rule(name: &str) -> (String, Layout) {
         format!("{}{theirs}", &name[..name.len() - ours.len()]),
         *layout,
     )
+}
+
+/// The released code's names of prototypes, alone and beside their log-variances.
+const KEYS: [&str; 3] = [
+    "mlp.gate.expert_keys",
+    "mlp.gate.expert_keys_mu",
+    "mlp.gate.expert_keys_logvar",
+];
+
+/// Renames the prototypes that have log-variances beside them.
+fn rename_means(theirs: &mut TensorMap, from: &str, to: &str) {
+    let [_, _, log_var] = KEYS;
+    let prefixes: Vec<String> = theirs
+        .keys()
+        .filter_map(|name| name.strip_suffix(log_var).map(str::to_owned))
+        .collect();
+    for prefix in prefixes {
+        let target = format!("{prefix}{to}");
+        if !theirs.contains_key(&target)
+            && let Some(means) = theirs.remove(&format!("{prefix}{from}"))
+        {
+            theirs.insert(target, means);
+        }
+    }
 }
 
 /// Renames and lays out our parameters (or their gradients) as Hugging Face does.
@@ -107,6 +202,7 @@ pub fn to_hugging_face(ours: &TensorMap) -> TensorMap {
             }
         }
     }
+    rename_means(&mut theirs, KEYS[0], KEYS[1]);
     theirs
 }
 
@@ -118,6 +214,7 @@ pub fn from_hugging_face(
     mut theirs: TensorMap,
     shapes: &[(String, Vec<usize>)],
 ) -> Result<TensorMap, ParameterMismatch> {
+    rename_means(&mut theirs, KEYS[1], KEYS[0]);
     let mut problems = Vec::new();
     let mut ours = TensorMap::new();
     for (name, shape) in shapes {
@@ -260,6 +357,37 @@ mod tests {
             theirs["model.layers.3.self_attn.q_proj.weight"].values,
             [0., 3., 1., 4., 2., 5.]
         );
+    }
+
+    #[test]
+    fn prototypes_beside_log_variances_have_the_released_name_of_means() {
+        let keys = |with_log_var: bool| -> Vec<String> {
+            let mut ours = ours();
+            let router = "model.layers.3.mlp.router";
+            ours.insert(format!("{router}.prototypes"), counting(&[2, 3]));
+            ours.insert(format!("{router}.running.counts"), counting(&[2]));
+            if with_log_var {
+                let name = format!("{router}.similarity.prototype_log_var");
+                ours.insert(name, counting(&[2, 3]));
+            }
+            let shapes: Vec<_> = ours
+                .iter()
+                .map(|(n, t)| (n.clone(), t.shape.clone()))
+                .collect();
+            let theirs = to_hugging_face(&ours);
+            let names = theirs
+                .keys()
+                .filter_map(|n| n.strip_prefix("model.layers.3.mlp.gate."));
+            let names = names
+                .filter(|n| !n.starts_with("out_proj"))
+                .map(str::to_owned);
+            let names = names.collect();
+            assert_eq!(from_hugging_face(theirs, &shapes).as_ref(), Ok(&ours));
+            names
+        };
+        assert_eq!(keys(false), ["ema_counts", "expert_keys"]);
+        let all = ["ema_counts", "expert_keys_logvar", "expert_keys_mu"];
+        assert_eq!(keys(true), all);
     }
 
     #[test]

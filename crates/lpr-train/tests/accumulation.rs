@@ -6,7 +6,10 @@ use std::sync::Arc;
 
 use burn::tensor::{Device, Tensor};
 use lpr_data::{DataConfig, DataLoader, DataPosition, Packing, Split, Tokenizer};
-use lpr_model::router::{AuxLossForm, LprConfig, RouterConfig, SoftmaxTopkConfig};
+use lpr_model::parameters::parameter_values;
+use lpr_model::router::{
+    AuxLossForm, LprConfig, Preset, PrototypeEma, RouterConfig, SoftmaxTopkConfig,
+};
 use lpr_model::{CausalLm, FamilyConfig, LatentNoise};
 use lpr_train::batch::MicroBatch;
 use lpr_train::config::OptimizerConfig;
@@ -41,10 +44,16 @@ fn routers() -> Vec<RouterConfig> {
         loss_group_rows: 1,
         ..LprConfig::default()
     };
+    let paper = LprConfig {
+        latent_dim: LATENT,
+        loss_group_rows: 1,
+        ..Preset::Paper.config()
+    };
     vec![
         softmax(AuxLossForm::Pooled),
         softmax(AuxLossForm::Switch),
         RouterConfig::Lpr(lpr),
+        RouterConfig::Lpr(paper),
     ]
 }
 
@@ -77,6 +86,10 @@ fn noise(rows: usize) -> Vec<LatentNoise> {
 }
 
 fn step(router: &RouterConfig, rows: usize) -> StepReport {
+    stepped(router, rows).1
+}
+
+fn stepped(router: &RouterConfig, rows: usize) -> (CausalLm, StepReport) {
     let model = CausalLm::new(&family().decoder(), router, 5, &Device::flex().autodiff());
     let mut optimizer = Optimizer::new(&OptimizerConfig::default());
     let plan = StepPlan {
@@ -84,9 +97,7 @@ fn step(router: &RouterConfig, rows: usize) -> StepReport {
         max_grad_norm: 1.0,
         noise: noise(rows),
     };
-    train_step(model, &mut optimizer, router, &batches(rows), &plan)
-        .unwrap()
-        .1
+    train_step(model, &mut optimizer, router, &batches(rows), &plan).unwrap()
 }
 
 fn close(a: f64, b: f64) -> bool {
@@ -171,4 +182,32 @@ fn a_weight_of_zero_is_exactly_no_gradient() {
     assert_eq!(off.loss_ce.to_bits(), on.loss_ce.to_bits());
     assert!(on.loss_total > on.loss_ce);
     assert_ne!(off.grad_norm.to_bits(), on.grad_norm.to_bits());
+}
+
+#[test]
+fn prototypes_follow_their_tokens_whatever_the_micro_batch() {
+    for prototype_ema in [
+        PrototypeEma::Official,
+        PrototypeEma::PaperHard,
+        PrototypeEma::PaperSoft,
+    ] {
+        let router = RouterConfig::Lpr(LprConfig {
+            latent_dim: LATENT,
+            loss_group_rows: 1,
+            prototype_ema,
+            ..LprConfig::default()
+        });
+        let prototypes = |rows: usize| {
+            let mut values = parameter_values(&stepped(&router, rows).0);
+            values
+                .remove("model.layers.1.mlp.router.prototypes")
+                .unwrap()
+        };
+        let whole = prototypes(8);
+        for rows in [1, 2, 4] {
+            for (a, b) in whole.values.iter().zip(&prototypes(rows).values) {
+                assert!((a - b).abs() < 1e-5, "{prototype_ema:?} {rows}: {a} {b}");
+            }
+        }
+    }
 }

@@ -8,9 +8,11 @@ mod softmax_topk;
 
 pub use aux_loss::{AuxLossForm, LayerBalance, load_balancing_loss, switch_loss, z_loss};
 pub use lpr::{
-    AlignmentForm, AlignmentReduce, Diversity, DiversityKind, DiversityReduce, LprConfig,
-    LprRouter, PrototypeMatch, Similarity, alignment_code_loss, alignment_paper_loss,
-    alignment_routing, alignment_target, kl_loss,
+    AlignmentForm, AlignmentReduce, AnySimilarity, Compares, Diversity, DiversityKind, DiversityOn,
+    DiversityReduce, Latent, LprConfig, LprRouter, Metric, MetricConfig, MetricForm, PRESET_KEY,
+    Padding, Preset, PrototypeEma, PrototypeInit, PrototypeMatch, Score, Similarity, TokenGroups,
+    alignment_code_loss, alignment_paper_loss, alignment_routing, alignment_target, kl_loss,
+    official_update, paper_update,
 };
 pub use softmax_topk::{SoftmaxTopkConfig, SoftmaxTopkRouter};
 
@@ -148,6 +150,17 @@ pub struct PrototypeSums {
     pub shares: Tensor<1>,
 }
 
+impl PrototypeSums {
+    /// Of this and other tokens of the same layer.
+    #[must_use]
+    pub fn merged(self, other: Self) -> Self {
+        Self {
+            latents: self.latents + other.latents,
+            shares: self.shares + other.shares,
+        }
+    }
+}
+
 /// What one layer's router saw in all micro-batches of a step, without gradient.
 #[derive(Debug, Clone)]
 pub struct StepStatistics {
@@ -172,10 +185,7 @@ impl StepStatistics {
         let sums = self.prototype_sums.zip(other.prototype_sums);
         Self {
             expert_counts: self.expert_counts + other.expert_counts,
-            prototype_sums: sums.map(|(a, b)| PrototypeSums {
-                latents: a.latents + b.latents,
-                shares: a.shares + b.shares,
-            }),
+            prototype_sums: sums.map(|(a, b)| a.merged(b)),
         }
     }
 }

@@ -334,8 +334,8 @@ mod tests {
             merged(base, over),
             toml("[router]\nkind = \"softmax_topk\"\n[other]\nkind = \"b\"\nx = 1\n")
         );
-        let same = "[router]\nkind = \"lpr\"\nunit_ball = true\n";
-        let both = "[router]\nkind = \"lpr\"\nlatent_dim = 16\nunit_ball = true\n";
+        let same = "[router]\nkind = \"lpr\"\naligner = true\n";
+        let both = "[router]\nkind = \"lpr\"\nlatent_dim = 16\naligner = true\n";
         assert_eq!(
             merged("[router]\nkind = \"lpr\"\nlatent_dim = 16\n", same),
             toml(both)

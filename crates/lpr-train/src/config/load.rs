@@ -8,7 +8,7 @@ use toml::Value;
 use super::layers::{self, Item, Layer, Node};
 use super::problem::{ConfigErrors, Place, Problem};
 use super::schema::Schema;
-use super::{RunConfig, rules};
+use super::{RunConfig, preset, rules};
 use crate::sha256;
 
 impl RunConfig {
@@ -16,8 +16,10 @@ impl RunConfig {
     /// before.
     ///
     /// Tables merge key by key, lists and values are replaced, and a section whose kind changes
-    /// (`model.family`, `router.kind`) is replaced as a whole. Keys that follow from others are
-    /// filled in, so that the resolved configuration says what was used.
+    /// (`model.family`, `router.kind`) is replaced as a whole. `router.preset` stands for a set of
+    /// keys at its place: it wins over earlier layers, and keys of its own layer win over it. Keys
+    /// that follow from others are filled in, so that the resolved configuration says what was
+    /// used.
     ///
     /// # Errors
     /// Every problem of every layer at once, each with its place, the allowed values and what to
@@ -69,9 +71,10 @@ impl RunConfig {
             item: Item::Table(BTreeMap::new()),
         };
         let mut tree = empty();
-        for layer in layers {
+        for mut layer in layers {
             problems.extend(layer.problems);
             complete &= layer.complete;
+            preset::expand(&mut layer.tree, &tree);
             layers::merge(&mut tree, layer.tree, &tags);
         }
         // All overrides form one layer, so that their order does not matter where one selects a
@@ -83,6 +86,7 @@ impl RunConfig {
                 Err(problem) => problems.push(problem),
             }
         }
+        preset::expand(&mut last, &tree);
         layers::merge(&mut tree, last, &tags);
         let mut found = Vec::new();
         let value = schema.check(&tree, &mut found);

@@ -16,6 +16,7 @@ use crate::schedule::ScheduleConfig;
 mod compare;
 mod layers;
 mod load;
+mod preset;
 mod problem;
 mod rules;
 mod schema;

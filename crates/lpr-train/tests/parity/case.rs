@@ -175,6 +175,15 @@ impl Case {
         Some(found)
     }
 
+    /// The names of the arrays that start with `prefix`, without it.
+    pub fn names(&self, prefix: &str) -> Vec<String> {
+        let names = self
+            .arrays
+            .iter()
+            .filter_map(|(n, _)| n.strip_prefix(prefix));
+        names.map(str::to_owned).collect()
+    }
+
     /// Takes every array whose name starts with `prefix` as an input, with the prefix removed.
     pub fn inputs(&mut self, prefix: &str) -> TensorMap {
         let found: Vec<_> = self

@@ -2,10 +2,11 @@
 
 use burn::tensor::{DType, Int, Tensor, activation::softmax};
 use lpr_data::IGNORE_INDEX;
+use lpr_model::random::ParamInit;
 use lpr_model::router::{
-    AlignmentReduce, Diversity, DiversityKind, DiversityReduce, LayerBalance, Similarity,
-    alignment_code_loss, alignment_paper_loss, alignment_routing, alignment_target, kl_loss,
-    load_balancing_loss, switch_loss, z_loss,
+    AlignmentReduce, Diversity, DiversityKind, DiversityReduce, Latent, LayerBalance, LprConfig,
+    TokenGroups, alignment_code_loss, alignment_paper_loss, alignment_routing, alignment_target,
+    kl_loss, load_balancing_loss, switch_loss, z_loss,
 };
 use lpr_model::{LatentNoise, LossContext};
 
@@ -18,7 +19,7 @@ pub fn kl(_: &Golden, case: &mut Case) {
         case.input("mu").leaf::<2>(F64),
         case.input("logvar").leaf::<2>(F64),
     );
-    let loss = kl_loss(mean.clone(), log_var.clone());
+    let loss = kl_loss(mean.clone(), log_var.clone(), &TokenGroups::one());
     let gradients = loss.backward();
     case.expect_tensor("kl", loss);
     case.expect_tensor("grad.kl.mu", mean.grad(&gradients).unwrap());
@@ -49,6 +50,21 @@ pub fn diversity(_: &Golden, case: &mut Case) {
     }
 }
 
+/// Cosine scores.
+fn scores(mean: Tensor<2>, keys: &Tensor<2>) -> Tensor<2> {
+    let [num_experts, latent_dim] = keys.dims();
+    let config = LprConfig {
+        latent_dim,
+        ..LprConfig::default()
+    };
+    let (device, log_var) = (autodiff(), mean.zeros_like());
+    let init = ParamInit::new(0, 0.02, &device);
+    let metric = config.similarity.init(&config.metric(num_experts), &init);
+    metric
+        .compare(&Latent { mean, log_var }, keys.clone())
+        .scores
+}
+
 pub fn align_code(_: &Golden, case: &mut Case) {
     let top_k = case.entry.config["top_k"].as_u64().unwrap() as usize;
     let keys = case.input("keys").leaf::<2>(F64);
@@ -56,13 +72,13 @@ pub fn align_code(_: &Golden, case: &mut Case) {
         case.input("z").leaf::<2>(F64),
         case.input("mu").leaf::<2>(F64),
     );
-    let scores = Similarity::Cosine.compare(mean, keys.clone()).scores;
+    let scores = scores(mean, &keys);
     case.expect_tensor("scores", scores.clone());
     let (chosen, indices) = scores.clone().topk_with_indices(top_k, 1);
     case.expect("topk_idx", &ints(indices.clone()));
     let routing = alignment_routing(&scores, &indices, chosen);
     case.expect_tensor("routing", routing.clone());
-    let target = alignment_target(routing, z.clone(), 1);
+    let target = alignment_target(routing, z.clone(), &TokenGroups::one());
     case.expect_tensor("target", target.clone());
     let loss = alignment_code_loss(keys.clone(), target);
     let gradients = loss.backward();
@@ -83,13 +99,11 @@ pub fn align_paper(_: &Golden, case: &mut Case) {
         ("token_mean_detached_p", AlignmentReduce::TokenMean, true),
     ] {
         let (z, mean, keys) = (z.leaf::<2>(F64), mean.leaf::<2>(F64), keys.leaf::<2>(F64));
-        let scores = Similarity::Cosine
-            .compare(mean.clone(), keys.clone())
-            .scores;
+        let scores = scores(mean.clone(), &keys);
         case.expect_tensor("scores", scores.clone());
         let scores = if detach { scores.detach() } else { scores };
         let mixture = softmax(scores, 1).matmul(keys.clone());
-        let loss = alignment_paper_loss(z.clone(), mixture, reduce);
+        let loss = alignment_paper_loss(z.clone(), mixture, reduce, &TokenGroups::one());
         let gradients = loss.backward();
         case.expect_tensor(name, loss);
         // A leaf that no gradient reached has the gradient zero.

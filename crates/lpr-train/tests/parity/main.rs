@@ -11,6 +11,7 @@
 )]
 
 mod case;
+mod ema;
 mod losses;
 mod metrics;
 mod model;
@@ -31,26 +32,24 @@ const CHECKS: &[(&str, Option<Check>)] = &[
     ("metrics.json", Some(metrics::metrics)),
     ("load_ema.json", Some(metrics::load_ema)),
     ("wsd.json", Some(metrics::wsd)),
-    ("similarity/cosine.", Some(similarity::vector)),
-    ("similarity/dot.", Some(similarity::vector)),
+    ("similarity/", Some(similarity::metric)),
+    ("ema.safetensors", Some(ema::prototypes)),
     ("losses/kl.", Some(losses::kl)),
     ("losses/diversity_", Some(losses::diversity)),
     ("losses/align_code.", Some(losses::align_code)),
     ("losses/align_paper.", Some(losses::align_paper)),
     ("losses/load_balancing.", Some(losses::load_balancing)),
     ("losses/causal_lm.", Some(losses::causal_lm)),
-    ("lpr_router/cosine_", Some(router::lpr)),
+    ("lpr_router/paper_mode.", Some(router::paper_mode)),
+    ("lpr_router/", Some(router::lpr)),
     ("moe_block/qwen3_moe_", Some(moe_block::block)),
     ("model/qwen3_moe/model.", Some(model::weights)),
     ("model/qwen3_moe/", Some(model::forward_backward)),
     ("model/qwen3_moe_lpr/model.", Some(model::weights)),
     ("model/qwen3_moe_lpr/", Some(model::forward_backward)),
     ("traj/qwen3_moe", Some(trajectory::file)),
-    // Similarities, routers and families that do not exist here yet.
-    ("similarity/", None),
+    // Routers and families that do not exist here yet.
     ("bias_update.json", None),
-    ("ema.safetensors", None),
-    ("lpr_router/", None),
     ("moe_block/", None),
     ("model/", None),
 ];

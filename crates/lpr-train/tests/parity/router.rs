@@ -11,9 +11,11 @@ use lpr_model::parameters::{
 };
 use lpr_model::random::ParamInit;
 use lpr_model::router::{
-    DiversityKind, LprConfig, RouteContext, Router, RouterKind, RouterSizes, Similarity,
+    AlignmentForm, AlignmentReduce, DiversityKind, DiversityOn, Latent, LprConfig, LprRouter,
+    PrototypeInit, RouteContext, Router, RouterKind, RouterSizes, Score, Similarity,
+    alignment_routing,
 };
-use lpr_model::{LatentNoise, LossContext};
+use lpr_model::{LatentNoise, LossContext, Routing};
 use serde_json::Value;
 
 use crate::case::{Case, Golden, autodiff};
@@ -27,12 +29,13 @@ pub fn lpr_config(config: &Value) -> LprConfig {
     let text = |keys: [&str; 2]| keys.iter().find_map(|k| config[*k].as_str()).unwrap();
     LprConfig {
         latent_dim: number(["latent", "router_latent_dim"]).unwrap() as usize,
-        similarity: match text(["metric", "routing_metrics"]) {
-            "cosine" | "Cosine" => Similarity::Cosine,
-            "dot" => Similarity::DotProduct,
-            other => panic!("metric {other} is not known here"),
+        similarity: similarity(text(["metric", "routing_metrics"])),
+        num_similarity_heads: config["heads"].as_u64().unwrap_or(1) as usize,
+        prototype_init: if config["unit_ball"].as_bool().unwrap() {
+            PrototypeInit::UnitBall
+        } else {
+            PrototypeInit::Normal
         },
-        unit_ball: config["unit_ball"].as_bool().unwrap(),
         diversity: match config["diversity_type"].as_str().unwrap() {
             "orthogonal" => DiversityKind::Orthogonal,
             "cosine" => DiversityKind::Cosine,
@@ -49,6 +52,22 @@ pub fn lpr_config(config: &Value) -> LprConfig {
     }
 }
 
+/// Our name of a metric, of which the references have two.
+pub fn similarity(name: &str) -> Similarity {
+    match name {
+        "cosine" | "Cosine" => Similarity::Cosine,
+        "dot" | "DotProducts" => Similarity::DotProduct,
+        "gaussian" | "GaussianKernel" => Similarity::Gaussian,
+        "mahalanobis" | "Mahalanobis" => Similarity::Mahalanobis,
+        "attention" | "CrossAttention" => Similarity::CrossAttention,
+        "kl" => Similarity::Kl,
+        "js" => Similarity::Js,
+        "hellinger" => Similarity::Hellinger,
+        "wasserstein" => Similarity::Wasserstein,
+        other => panic!("metric {other} is not known here"),
+    }
+}
+
 /// A block's tensors, named as its part `part` of layer 0 would be, so that the model's naming rules
 /// apply.
 const PREFIX: &str = "model.layers.0.mlp.";
@@ -56,7 +75,11 @@ const PREFIX: &str = "model.layers.0.mlp.";
 /// Loads `{params}{name}` of the file, where `theirs` is the part's name in Hugging Face's block and
 /// `ours` in ours.
 pub fn load<M: Module>(module: M, case: &mut Case, theirs: &str, ours: &str) -> M {
-    let params = case.inputs("param.");
+    load_values(module, case.inputs("param."), theirs, ours)
+}
+
+/// Loads `params`, under their names below `theirs`.
+pub fn load_values<M: Module>(module: M, params: TensorMap, theirs: &str, ours: &str) -> M {
     let params = renamed(params, |name| format!("{PREFIX}{theirs}{name}"));
     let shapes: Vec<_> = parameter_shapes(&module)
         .into_iter()
@@ -78,6 +101,17 @@ pub fn expect_gradients<M: Module>(
     theirs: &str,
     ours: &str,
 ) {
+    let named = named_gradients(module, gradients, theirs, ours);
+    case.expect_gradients("grad.param.", &named);
+}
+
+/// The gradients of `module` under their names below `theirs`; zero where none arrived.
+pub fn named_gradients<M: Module>(
+    module: &M,
+    gradients: burn::tensor::Gradients,
+    theirs: &str,
+    ours: &str,
+) -> TensorMap {
     struct Collect(burn::tensor::Gradients, BTreeMap<String, HostTensor>);
     impl ParameterVisitor for Collect {
         fn visit<const D: usize>(&mut self, name: &str, p: &burn::module::Param<Tensor<D>>) {
@@ -91,100 +125,141 @@ pub fn expect_gradients<M: Module>(
     visit_parameters(module, &mut collect);
     let named = renamed(collect.1, |name| format!("{PREFIX}{ours}{name}"));
     let prefix = format!("{PREFIX}{theirs}");
-    let named = renamed(to_hugging_face(&named), |name| {
+    renamed(to_hugging_face(&named), |name| {
         name.strip_prefix(&prefix).unwrap().to_owned()
-    });
-    case.expect_gradients("grad.param.", &named);
+    })
 }
 
-fn renamed(map: TensorMap, rename: impl Fn(&str) -> String) -> TensorMap {
+pub fn renamed(map: TensorMap, rename: impl Fn(&str) -> String) -> TensorMap {
     map.into_iter()
         .map(|(name, t)| (rename(&name), t))
         .collect()
 }
 
-pub fn lpr(_: &Golden, case: &mut Case) {
-    let config = case.entry.config.clone();
-    let size = |key: &str| config[key].as_u64().unwrap() as usize;
+/// A golden router, its noise and the tokens it saw.
+struct Setup {
+    config: LprConfig,
+    router: LprRouter,
+    x: Tensor<2>,
+    losses: LossContext,
+}
+
+fn setup(case: &mut Case, config: LprConfig) -> Setup {
+    let size = |key: &str| case.entry.config[key].as_u64().unwrap() as usize;
     let sizes = RouterSizes {
         hidden_size: size("hidden"),
         num_experts: size("n_experts"),
         top_k: size("top_k"),
     };
-    let lpr = lpr_config(&config);
     let device = autodiff();
-    let router = lpr.init(&sizes, &ParamInit::new(0, 0.02, &device));
-    let router = load(router, case, "gate.", "router.");
+    let router = config.init(&sizes, &ParamInit::new(0, 0.02, &device));
+    Setup {
+        router: load(router, case, "gate.", "router."),
+        config,
+        x: case.input("x").leaf::<2>(F32),
+        losses: LossContext {
+            is_token: None,
+            num_groups: 1,
+            noise: LatentNoise::Given(vec![case.input("eps").tensor(F32)]),
+        },
+    }
+}
 
-    let x = case.input("x").leaf::<2>(F32);
-    let losses = LossContext {
-        is_token: None,
-        num_groups: 1,
-        noise: LatentNoise::Given(vec![case.input("eps").tensor(F32)]),
-    };
-    let context = RouteContext {
-        layer: 0,
-        losses: Some(&losses),
-    };
-    let routing = router.route(x.clone(), &context);
+impl Setup {
+    fn route(&self) -> Routing {
+        let context = RouteContext {
+            layer: 0,
+            losses: Some(&self.losses),
+        };
+        self.router.route(self.x.clone(), &context)
+    }
 
-    case.expect("topk_idx", &ints(routing.expert_indices.clone()));
-    case.expect_tensor("topk_weights", routing.routing_weights.clone());
-    case.expect_tensor("scores", routing.router_logits.clone());
-    let decoded = routing.residual.clone().expect("the aligner is on");
-    case.expect_tensor("z_decoded", decoded.clone());
-    for (ours, theirs) in [
+    /// Compares the decision, the `terms` (ours, theirs), their weighted sum and what depends on
+    /// the noise; returns that sum.
+    fn expect(&self, case: &mut Case, routing: &Routing, terms: &[(&str, &str)]) -> Tensor<1> {
+        case.expect("topk_idx", &ints(routing.expert_indices.clone()));
+        case.expect_tensor("topk_weights", routing.routing_weights.clone());
+        case.expect_tensor("scores", routing.router_logits.clone());
+        assert_eq!(routing.terms.len(), terms.len());
+        for (ours, theirs) in terms {
+            let term = routing.terms.iter().find(|t| t.name == *ours).unwrap();
+            case.expect_tensor(theirs, term.value.clone());
+        }
+        let latent = self.router.encode(self.x.clone());
+        case.expect_tensor("mu", latent.mean.clone());
+        case.expect_tensor("logvar", latent.log_var.clone());
+        let noise = case.input("eps").tensor(F32);
+        case.expect_tensor("z", latent.sample(noise));
+        let weighted = self
+            .config
+            .losses(std::slice::from_ref(routing), &self.losses)
+            .into_iter()
+            .map(|loss| loss.value * loss.weight)
+            .reduce(|a, b| a + b)
+            .unwrap();
+        case.expect_tensor("reg", weighted.clone());
+        weighted
+    }
+
+    fn expect_gradients(&self, case: &mut Case, objective: Tensor<1>) {
+        let gradients = objective.backward();
+        case.expect_tensor("objective", objective);
+        case.expect_tensor("grad.x", self.x.grad(&gradients).unwrap());
+        expect_gradients(&self.router, gradients, case, "gate.", "router.");
+    }
+}
+
+pub fn lpr(_: &Golden, case: &mut Case) {
+    let config = lpr_config(&case.entry.config);
+    let setup = setup(case, config);
+    let routing = setup.route();
+    let terms = [
         ("kl", "kl"),
         ("diversity_tokens", "div_tokens"),
         ("diversity_prototypes", "div_keys"),
         ("alignment", "align"),
-    ] {
-        let term = routing.terms.iter().find(|t| t.name == ours).unwrap();
-        case.expect_tensor(theirs, term.value.clone());
-    }
-    inner_values(case, &router, &x, &routing, &lpr);
-
-    let weighted = lpr
-        .losses(std::slice::from_ref(&routing), &losses)
-        .into_iter()
-        .map(|loss| loss.value * loss.weight)
-        .reduce(|a, b| a + b)
-        .unwrap();
-    case.expect_tensor("reg", weighted.clone());
+    ];
+    let weighted = setup.expect(case, &routing, &terms);
+    let decoded = routing.residual.clone().expect("the aligner is on");
+    case.expect_tensor("z_decoded", decoded.clone());
+    let found = setup.router.compare(&setup.router.encode(setup.x.clone()));
+    case.expect_tensor("weighted_prototypes", found.mixture);
+    let scores = &routing.router_logits;
+    let chosen = scores.clone().gather(1, routing.expert_indices.clone());
+    let hard = alignment_routing(scores, &routing.expert_indices, chosen);
+    case.expect_tensor("routing_pseudo_hard", hard);
     let objective = (routing.routing_weights * case.input("cot_weights").tensor(F32)).sum()
         + (decoded * case.input("cot_z_decoded").tensor(F32)).sum()
         + weighted;
-    let gradients = objective.backward();
-    case.expect_tensor("objective", objective);
-    case.expect_tensor("grad.x", x.grad(&gradients).unwrap());
-    expect_gradients(&router, gradients, case, "gate.", "router.");
+    setup.expect_gradients(case, objective);
 }
 
-/// Values on the way that `Routing` does not show.
-fn inner_values(
-    case: &mut Case,
-    router: &lpr_model::router::LprRouter,
-    x: &Tensor<2>,
-    routing: &lpr_model::Routing,
-    config: &LprConfig,
-) {
-    let latent = router.encode(x.clone());
-    case.expect_tensor("mu", latent.mean.clone());
-    case.expect_tensor("logvar", latent.log_var.clone());
-    let noise = case.input("eps").tensor(F32);
-    case.expect_tensor("z", latent.sample(noise));
-    let found = config
-        .similarity
-        .compare(latent.mean, router.prototypes.val());
-    case.expect_tensor("weighted_prototypes", found.mixture);
-    let chosen = routing
-        .router_logits
-        .clone()
-        .gather(1, routing.expert_indices.clone());
-    let hard = lpr_model::router::alignment_routing(
-        &routing.router_logits,
-        &routing.expert_indices,
-        chosen,
-    );
-    case.expect_tensor("routing_pseudo_hard", hard);
+/// The paper's text, with means where it names no reduction.
+pub fn paper_mode(_: &Golden, case: &mut Case) {
+    let config = LprConfig {
+        score: Score::Sample,
+        aligner: false,
+        diversity_on: DiversityOn::Tokens,
+        alignment: AlignmentForm::PaperL2,
+        alignment_reduce: AlignmentReduce::TokenMean,
+        ..lpr_config(&case.entry.config)
+    };
+    let setup = setup(case, config);
+    let routing = setup.route();
+    let terms = [
+        ("kl", "kl"),
+        ("diversity_tokens", "div_tokens"),
+        ("alignment", "align"),
+    ];
+    let weighted = setup.expect(case, &routing, &terms);
+    assert!(routing.residual.is_none());
+    let latent = setup.router.encode(setup.x.clone());
+    let sample = Latent {
+        mean: latent.sample(case.input("eps").tensor(F32)),
+        ..latent
+    };
+    case.expect_tensor("aggregated_keys", setup.router.compare(&sample).mixture);
+    let objective =
+        (routing.routing_weights * case.input("cot_weights").tensor(F32)).sum() + weighted;
+    setup.expect_gradients(case, objective);
 }

@@ -5,6 +5,8 @@ use burn::tensor::{IndexingUpdateOp, Int, Tensor, activation::softmax};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::token_groups::TokenGroups;
+
 /// Form of the alignment loss.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
@@ -51,13 +53,11 @@ pub fn alignment_routing(
 ///
 /// # Shapes
 /// `routing`: `[tokens, num_experts]`; `sample`: `[tokens, latent_dim]`
-pub fn alignment_target(routing: Tensor<2>, sample: Tensor<2>, num_groups: usize) -> Tensor<3> {
-    let [tokens, num_experts] = routing.dims();
-    let latent_dim = sample.dims()[1];
-    let per_group = tokens / num_groups;
-    let routing = routing.reshape([num_groups, per_group, num_experts]);
-    let sample = sample.detach().reshape([num_groups, per_group, latent_dim]);
-    routing.swap_dims(1, 2).matmul(sample)
+pub fn alignment_target(routing: Tensor<2>, sample: Tensor<2>, groups: &TokenGroups) -> Tensor<3> {
+    let routing = groups.split(groups.masked(routing));
+    routing
+        .swap_dims(1, 2)
+        .matmul(groups.split(sample.detach()))
 }
 
 /// mean |K - T| over groups, experts and dimensions, `[1]`: each element of K is pulled by
@@ -77,11 +77,13 @@ pub fn alignment_paper_loss(
     sample: Tensor<2>,
     mixture: Tensor<2>,
     reduce: AlignmentReduce,
+    groups: &TokenGroups,
 ) -> Tensor<1> {
+    let width = sample.dims()[1] as f64;
     let squares = (sample.detach() - mixture).powi_scalar(2);
     match reduce {
-        AlignmentReduce::Sum => squares.sum(),
-        AlignmentReduce::TokenMean => squares.sum_dim(1).mean(),
-        AlignmentReduce::Mean => squares.mean(),
+        AlignmentReduce::Sum => groups.sum(squares),
+        AlignmentReduce::TokenMean => groups.mean(squares),
+        AlignmentReduce::Mean => groups.mean(squares) * width.recip(),
     }
 }

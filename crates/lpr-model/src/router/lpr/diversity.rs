@@ -18,6 +18,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::similarity::normalized_rows;
+use super::token_groups::TokenGroups;
 
 /// Which relation between vectors is penalized.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -29,6 +30,30 @@ pub enum DiversityKind {
     Cosine,
     /// Negative distance between different vectors, not normalized; unbounded below.
     Euclidean,
+}
+
+/// Which vectors a diversity loss is taken over.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum DiversityOn {
+    /// Latents and prototypes, one loss each, as released.
+    Both,
+    /// Latents of the tokens, as LPR eq. 14 is printed.
+    Tokens,
+    /// Prototypes.
+    Prototypes,
+}
+
+impl DiversityOn {
+    /// Whether the latents are among them.
+    pub fn tokens(self) -> bool {
+        self != Self::Prototypes
+    }
+
+    /// Whether the prototypes are among them.
+    pub fn prototypes(self) -> bool {
+        self != Self::Tokens
+    }
 }
 
 /// Whether a sum over pairs is divided by their number.
@@ -61,78 +86,101 @@ const BLOCK: usize = 256;
 impl Diversity {
     /// The loss over one set of vectors: `[n, width]` to `[1]`.
     pub fn loss(self, vectors: Tensor<2>) -> Tensor<1> {
-        self.grouped_loss(vectors, 1)
+        self.grouped_loss(vectors, &TokenGroups::one())
     }
 
-    /// The mean of the losses over `num_groups` equal runs of consecutive vectors; 0 for groups of
-    /// fewer than two.
+    /// The mean of the losses of groups of vectors; 0 for groups of fewer than two.
     ///
     /// # Shapes
-    /// `vectors`: `[num_groups * n, width]`; the result is `[1]`.
-    pub fn grouped_loss(self, vectors: Tensor<2>, num_groups: usize) -> Tensor<1> {
-        let [rows, width] = vectors.dims();
-        let n = rows / num_groups;
-        if n < 2 {
-            return vectors.sum() * 0.0;
-        }
+    /// `vectors`: `[tokens, width]`; the result is `[1]`.
+    pub fn grouped_loss(self, vectors: Tensor<2>, groups: &TokenGroups) -> Tensor<1> {
         let vectors = if self.normalize && self.kind != DiversityKind::Euclidean {
             normalized_rows(vectors, NORM_EPS)
         } else {
             vectors
         };
-        let grouped = vectors.clone().reshape([num_groups, n, width]);
-        let groups = num_groups as f64;
-        let squares = |t: Tensor<3>| t.powi_scalar(2).sum();
-        let (sum, pairs) = match self.kind {
+        let n = groups.counts(&vectors);
+        let others = n.clone() - 1.0;
+        // Rows of zeros add nothing to the first two sums.
+        let grouped = groups.split(groups.masked(vectors.clone()));
+        let squares = |t: Tensor<3>| t.powi_scalar(2).sum_dim(1).sum_dim(2);
+        let (sums, pairs) = match self.kind {
             DiversityKind::Orthogonal => {
                 let gram = grouped.clone().swap_dims(1, 2).matmul(grouped.clone());
-                let sum = squares(gram) - squares(grouped) * 2.0 + groups * n as f64;
-                (sum, n * n)
+                let sums = squares(gram) - squares(grouped) * 2.0 + n.clone();
+                (sums, n.clone() * n.clone())
             }
             DiversityKind::Cosine => {
-                let sum = squares(grouped.clone().sum_dim(1)) - squares(grouped);
-                (sum, n * (n - 1))
+                let sums = squares(grouped.clone().sum_dim(1)) - squares(grouped);
+                (sums, n.clone() * others)
             }
-            DiversityKind::Euclidean => (-summed_distances(vectors, n), n * (n - 1)),
+            DiversityKind::Euclidean => (-grouped_distances(vectors, groups), n.clone() * others),
         };
-        match self.reduce {
-            // Not a division: Burn 0.22.1 rounds the gradient of one by a scalar to 32 bits.
-            DiversityReduce::Mean => sum * (groups * pairs as f64).recip(),
-            DiversityReduce::Sum => sum * groups.recip(),
-        }
+        let losses = match self.reduce {
+            DiversityReduce::Mean => sums / pairs.clamp_min(1.0),
+            DiversityReduce::Sum => sums,
+        };
+        losses.mask_fill(n.lower_scalar(2.0), 0.0).mean()
     }
 }
 
-/// Sum of the distances of all ordered pairs within runs of `n` rows, `[1]`.
+/// Sum of the distances of all ordered pairs of vectors that count, by group: `[num_groups, 1, 1]`.
+fn grouped_distances(vectors: Tensor<2>, groups: &TokenGroups) -> Tensor<3> {
+    let num_groups = groups.num_groups;
+    let n = vectors.dims()[0] / num_groups;
+    let sums = (0..num_groups).map(|group| {
+        let counted = groups.is_counted.clone();
+        let counted = counted.map(|mask| mask.narrow(0, group * n, n));
+        summed_distances(vectors.clone().narrow(0, group * n, n), counted)
+    });
+    Tensor::cat(sums.collect(), 0).reshape([num_groups, 1, 1])
+}
+
+/// Sum of the distances of all ordered pairs of rows (of which both are `counted`), `[1]`.
 ///
 /// Value and gradient are computed block by block outside the graph; the result is the value plus a
 /// term that is zero and has that gradient. (Second derivatives are not available.)
-fn summed_distances(vectors: Tensor<2>, n: usize) -> Tensor<1> {
-    let constant = if vectors.device().is_autodiff() {
+fn summed_distances(vectors: Tensor<2>, counted: Option<Tensor<1>>) -> Tensor<1> {
+    let is_autodiff = vectors.device().is_autodiff();
+    let constant = if is_autodiff {
         vectors.clone().inner()
     } else {
         vectors.clone()
     };
-    let [rows, width] = constant.dims();
+    let [n, width] = constant.dims();
+    let weights = match counted {
+        Some(mask) if mask.device().is_autodiff() => mask.inner(),
+        Some(mask) => mask,
+        None => Tensor::ones([n], (&constant.device(), constant.dtype())),
+    };
+    let weights = weights.reshape([n, 1]);
     let mut total = Tensor::<1>::zeros([1], &constant.device()).cast(constant.dtype());
     let mut gradient = Vec::new();
-    for start in (0..rows).step_by(n) {
-        let group = constant.clone().narrow(0, start, n);
-        for first in (0..n).step_by(BLOCK) {
-            let block = group.clone().narrow(0, first, BLOCK.min(n - first));
-            // [block, n, width]; summed over the other vectors.
-            let difference = block.unsqueeze_dim::<3>(1) - group.clone().unsqueeze_dim::<3>(0);
-            let distance = difference.clone().powi_scalar(2).sum_dim(2).sqrt();
-            let safe = distance
-                .clone()
-                .mask_fill(distance.clone().equal_scalar(0.0), 1.0);
-            total = total + distance.sum();
-            gradient.push((difference / safe).sum_dim(1).reshape([-1, width as i32]) * 2.0);
-        }
+    for first in (0..n).step_by(BLOCK) {
+        let length = BLOCK.min(n - first);
+        let pairs = |rows: &Tensor<2>| {
+            let block = rows.clone().narrow(0, first, length);
+            (
+                block.unsqueeze_dim::<3>(1),
+                rows.clone().unsqueeze_dim::<3>(0),
+            )
+        };
+        // [block, n, width]; summed over the other vectors.
+        let (block, all) = pairs(&constant);
+        let difference = block - all;
+        let (block, all) = pairs(&weights);
+        let weight = block * all;
+        let distance = difference.clone().powi_scalar(2).sum_dim(2).sqrt();
+        let safe = distance
+            .clone()
+            .mask_fill(distance.clone().equal_scalar(0.0), 1.0);
+        total = total + (distance * weight.clone()).sum();
+        let pull = (difference / safe * weight).sum_dim(1);
+        gradient.push(pull.reshape([length, width]) * 2.0);
     }
     let gradient = Tensor::cat(gradient, 0);
     let offset = total - (constant * gradient.clone()).sum();
-    if vectors.device().is_autodiff() {
+    if is_autodiff {
         (vectors * Tensor::from_inner(gradient)).sum() + Tensor::from_inner(offset)
     } else {
         (vectors * gradient).sum() + offset
@@ -191,12 +239,16 @@ mod tests {
             vec![Tensor::eye(3, &device), Tensor::ones([3, 3], &device)],
             0,
         );
+        let groups = TokenGroups {
+            num_groups: 2,
+            is_counted: None,
+        };
         for (kind, expected) in [
             (DiversityKind::Orthogonal, 3.0 / 9.0),
             (DiversityKind::Cosine, 0.5),
             (DiversityKind::Euclidean, -2.0_f32.sqrt() / 2.0),
         ] {
-            let grouped = value(diversity(kind).grouped_loss(both.clone(), 2));
+            let grouped = value(diversity(kind).grouped_loss(both.clone(), &groups));
             assert!(
                 (grouped - expected).abs() < 1e-5,
                 "{kind:?} {grouped} {expected}"

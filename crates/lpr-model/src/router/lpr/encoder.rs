@@ -3,6 +3,7 @@
 use burn::module::Module;
 use burn::tensor::{Tensor, activation::silu};
 
+use super::token_groups::TokenGroups;
 use crate::layers::{LayerNorm, Linear};
 use crate::random::ParamInit;
 
@@ -62,7 +63,7 @@ impl Latent {
 ///
 /// # Shapes
 /// `mean`, `log_var`: `[tokens, latent_dim]`; the result is `[1]`.
-pub fn kl_loss(mean: Tensor<2>, log_var: Tensor<2>) -> Tensor<1> {
+pub fn kl_loss(mean: Tensor<2>, log_var: Tensor<2>, groups: &TokenGroups) -> Tensor<1> {
     let per_dimension = mean.powi_scalar(2) + log_var.clone().exp() - log_var - 1.0;
-    per_dimension.sum_dim(1).mean() * 0.5
+    groups.mean(per_dimension) * 0.5
 }

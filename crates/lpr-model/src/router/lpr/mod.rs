@@ -5,122 +5,68 @@
 //! load.
 
 mod aligner;
+mod config;
 mod diversity;
+mod ema;
 mod encoder;
+mod preset;
 mod prototypes;
 mod similarity;
+mod token_groups;
 
 pub use aligner::{
     AlignmentForm, AlignmentReduce, alignment_code_loss, alignment_paper_loss, alignment_routing,
     alignment_target,
 };
-pub use diversity::{Diversity, DiversityKind, DiversityReduce};
+pub use config::{LprConfig, Score};
+pub use diversity::{Diversity, DiversityKind, DiversityOn, DiversityReduce};
+pub use ema::{PrototypeEma, official_update, paper_update};
 pub use encoder::{Latent, kl_loss};
-pub use similarity::{PrototypeMatch, Similarity};
+pub use preset::{PRESET_KEY, Preset};
+pub use prototypes::PrototypeInit;
+pub use similarity::{
+    AnySimilarity, Compares, Metric, MetricConfig, MetricForm, PrototypeMatch, Similarity,
+};
+pub use token_groups::{Padding, TokenGroups};
 
 use burn::module::{Module, Param};
-use burn::tensor::{Tensor, activation::softmax};
-use schemars::JsonSchema;
-use serde::{Deserialize, Serialize};
+use burn::tensor::{Int, Tensor, activation::softmax};
 
+use self::ema::RunningSums;
 use self::encoder::LatentEncoder;
 use super::{
-    LossContext, RouteContext, Router, RouterKind, RouterLoss, RouterSizes, RouterTerm, Routing,
+    LossContext, PrototypeSums, RouteContext, Router, RouterKind, RouterLoss, RouterSizes,
+    RouterTerm, Routing, StepStatistics,
 };
 use crate::config::{ConfigProblem, DecoderConfig};
 use crate::layers::Linear;
 use crate::random::ParamInit;
 
-/// Keys of `[router] kind = "lpr"`. The defaults are the released code's values for Qwen3-MoE.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields, default)]
-pub struct LprConfig {
-    /// Width of the latent in which tokens meet prototypes.
-    #[schemars(range(min = 1, max = 65_536))]
-    pub latent_dim: usize,
-    /// How a latent is compared with a prototype.
-    pub similarity: Similarity,
-    /// Start the prototypes on the unit sphere; otherwise plain normal numbers. Only the initial
-    /// value is affected.
-    pub unit_ball: bool,
-    /// Decode the mix of prototypes that a token resembles and add it to what its experts see.
-    pub aligner: bool,
-    /// Form of the diversity loss, applied to the latents and to the prototypes.
-    pub diversity: DiversityKind,
-    /// Mean or sum over pairs of vectors (`sum` is LPR eq. 14 as printed).
-    pub diversity_reduce: DiversityReduce,
-    /// Compare directions only; `false` takes the vectors as they are (orthogonal form only).
-    pub diversity_normalize: bool,
-    /// Form of the alignment loss.
-    pub alignment: AlignmentForm,
-    /// Reduction of `alignment = "paper_l2"`.
-    pub alignment_reduce: AlignmentReduce,
-    /// Weight of all router losses together (beta of LPR eq. 24).
-    #[schemars(range(min = 0.0))]
-    pub loss_weight: f64,
-    /// Weight of the diversity losses.
-    #[schemars(range(min = 0.0))]
-    pub diversity_weight: f64,
-    /// Weight of the KL divergence of the latents from the standard normal.
-    #[schemars(range(min = 0.0))]
-    pub kl_weight: f64,
-    /// Weight of the loss that pulls prototypes towards their tokens.
-    #[schemars(range(min = 0.0))]
-    pub alignment_weight: f64,
-    /// Extra factor on the router's losses. The released trainer adds them once per micro-batch
-    /// without dividing by the number of accumulation steps, so its effective factor is 27.
-    #[schemars(range(min = 0.0))]
-    pub equiv_accum: f64,
-    /// Rows that share one evaluation of the router's losses; 0 means the whole micro-batch.
-    pub loss_group_rows: usize,
-}
-
-impl Default for LprConfig {
-    fn default() -> Self {
-        Self {
-            latent_dim: 16,
-            similarity: Similarity::Cosine,
-            unit_ball: true,
-            aligner: true,
-            diversity: DiversityKind::Orthogonal,
-            diversity_reduce: DiversityReduce::Mean,
-            diversity_normalize: true,
-            alignment: AlignmentForm::CodeL1,
-            alignment_reduce: AlignmentReduce::TokenMean,
-            loss_weight: 0.01,
-            diversity_weight: 1.0,
-            kl_weight: 0.01,
-            alignment_weight: 0.1,
-            equiv_accum: 27.0,
-            loss_group_rows: 0,
-        }
-    }
-}
-
 impl LprConfig {
     /// Makes the router.
     pub fn init(&self, sizes: &RouterSizes, init: &ParamInit<'_>) -> LprRouter {
-        let (hidden_size, latent_dim) = (sizes.hidden_size, self.latent_dim);
+        let &RouterSizes {
+            hidden_size,
+            num_experts,
+            top_k,
+        } = sizes;
+        let latent_dim = self.latent_dim;
+        let prototypes = self
+            .prototype_init
+            .init(&init.at("prototypes"), num_experts, latent_dim);
         LprRouter {
             encoder: LatentEncoder::new(&init.at("encoder"), hidden_size, latent_dim),
-            prototypes: prototypes::init(
-                &init.at("prototypes"),
-                sizes.num_experts,
-                latent_dim,
-                self.unit_ball,
-            ),
+            running: (self.prototype_ema == PrototypeEma::Official)
+                .then(|| RunningSums::new(&prototypes.val())),
+            prototypes,
             aligner: self
                 .aligner
                 .then(|| Linear::with_bias(&init.at("aligner"), latent_dim, hidden_size)),
-            similarity: self.similarity,
-            diversity: Diversity {
-                kind: self.diversity,
-                reduce: self.diversity_reduce,
-                normalize: self.diversity_normalize,
-            },
-            alignment: self.alignment,
-            alignment_reduce: self.alignment_reduce,
-            top_k: sizes.top_k,
+            similarity: self
+                .similarity
+                .init(&self.metric(num_experts), &init.at("similarity")),
+            config: self.clone(),
+            top_k,
         }
     }
 }
@@ -131,17 +77,23 @@ pub struct LprRouter {
     encoder: LatentEncoder,
     /// K, one prototype per expert: `[num_experts, latent_dim]`
     pub prototypes: Param<Tensor<2>>,
+    similarity: AnySimilarity,
     aligner: Option<Linear>,
+    running: Option<RunningSums>,
     #[module(skip)]
-    similarity: Similarity,
-    #[module(skip)]
-    diversity: Diversity,
-    #[module(skip)]
-    alignment: AlignmentForm,
-    #[module(skip)]
-    alignment_reduce: AlignmentReduce,
+    config: LprConfig,
     #[module(skip)]
     top_k: usize,
+}
+
+/// The latents of a micro-batch and what came of them, as the losses see it.
+struct Decision<'a> {
+    latent: Latent,
+    sample: Tensor<2>,
+    scored: Tensor<2>,
+    scores: &'a Tensor<2>,
+    chosen: &'a Tensor<2>,
+    expert_indices: &'a Tensor<2, Int>,
 }
 
 impl LprRouter {
@@ -152,52 +104,122 @@ impl LprRouter {
     pub fn encode(&self, hidden_states: Tensor<2>) -> Latent {
         self.encoder.forward(hidden_states)
     }
+
+    /// Compares latents, whose mean is what is scored, with the prototypes.
+    pub fn compare(&self, latent: &Latent) -> PrototypeMatch {
+        self.similarity.compare(latent, self.prototypes.val())
+    }
+
+    fn terms(&self, decision: &Decision<'_>, groups: &TokenGroups) -> Vec<RouterTerm> {
+        let Decision {
+            latent,
+            sample,
+            scored,
+            scores,
+            chosen,
+            expert_indices,
+        } = decision;
+        let prototypes = self.prototypes.val();
+        let alignment = match self.config.alignment {
+            AlignmentForm::CodeL1 => {
+                let routing = alignment_routing(scores, expert_indices, (*chosen).clone());
+                let target = alignment_target(routing, sample.clone(), groups);
+                alignment_code_loss(prototypes.clone(), target)
+            }
+            AlignmentForm::PaperL2 => {
+                let mixture = softmax((*scores).clone(), 1).matmul(prototypes.clone());
+                let reduce = self.config.alignment_reduce;
+                alignment_paper_loss(sample.clone(), mixture, reduce, groups)
+            }
+        };
+        let kl = kl_loss(latent.mean.clone(), latent.log_var.clone(), groups);
+        let diversity = self.config.diversity();
+        let mut terms = vec![RouterTerm::new(KL, kl)];
+        if self.config.diversity_on.tokens() {
+            let loss = diversity.grouped_loss(scored.clone(), groups);
+            terms.push(RouterTerm::new(DIVERSITY_TOKENS, loss));
+        }
+        if self.config.diversity_on.prototypes() {
+            let loss = diversity.loss(prototypes);
+            terms.push(RouterTerm::new(DIVERSITY_PROTOTYPES, loss));
+        }
+        terms.push(RouterTerm::new(ALIGNMENT, alignment));
+        terms
+    }
+
+    fn prototype_sums(
+        &self,
+        decision: &Decision<'_>,
+        groups: &TokenGroups,
+    ) -> Option<PrototypeSums> {
+        let &Decision {
+            scores,
+            expert_indices,
+            chosen,
+            ..
+        } = decision;
+        let shares = self
+            .config
+            .prototype_ema
+            .shares(scores, expert_indices, chosen)?;
+        let latents = decision.sample.clone();
+        Some(PrototypeSums::new(groups.masked(shares), latents))
+    }
 }
 
 impl Router for LprRouter {
     fn route(&self, hidden_states: Tensor<2>, context: &RouteContext<'_>) -> Routing {
         let latent = self.encode(hidden_states);
-        let prototypes = self.prototypes.val();
-        // The mean is scored, not a sample, so noise never moves a token (method-spec 0.8).
-        let PrototypeMatch { scores, mixture } = self
-            .similarity
-            .compare(latent.mean.clone(), prototypes.clone());
-        let (chosen, expert_indices) = scores.clone().topk_with_indices(self.top_k, 1);
-        let routing_weights = softmax(chosen.clone(), 1);
-
-        let terms = match context.losses {
-            Some(losses) => {
-                let shape = latent.mean.dims();
-                let noise = losses.noise.layer(context.layer, shape, &scores.device());
-                let sample = latent.sample(noise);
-                let groups = losses.num_groups;
-                let alignment = match self.alignment {
-                    AlignmentForm::CodeL1 => {
-                        let routing = alignment_routing(&scores, &expert_indices, chosen);
-                        let target = alignment_target(routing, sample, groups);
-                        alignment_code_loss(prototypes.clone(), target)
-                    }
-                    AlignmentForm::PaperL2 => {
-                        alignment_paper_loss(sample, mixture.clone(), self.alignment_reduce)
-                    }
-                };
-                let of_tokens = self.diversity.grouped_loss(latent.mean.clone(), groups);
-                vec![
-                    RouterTerm::new(KL, kl_loss(latent.mean, latent.log_var)),
-                    RouterTerm::new(DIVERSITY_TOKENS, of_tokens),
-                    RouterTerm::new(DIVERSITY_PROTOTYPES, self.diversity.loss(prototypes)),
-                    RouterTerm::new(ALIGNMENT, alignment),
-                ]
-            }
-            None => Vec::new(),
+        let sample = context.losses.map(|losses| {
+            let shape = latent.mean.dims();
+            let device = latent.mean.device();
+            latent.sample(losses.noise.layer(context.layer, shape, &device))
+        });
+        let scored = match (self.config.score, &sample) {
+            (Score::Sample, Some(sample)) => sample.clone(),
+            // Noise never moves a token (method-spec 0.8), and there is none outside training.
+            _ => latent.mean.clone(),
         };
+        let PrototypeMatch { scores, mixture } = self.compare(&Latent {
+            mean: scored.clone(),
+            log_var: latent.log_var.clone(),
+        });
+        let (chosen, expert_indices) = scores.clone().topk_with_indices(self.top_k, 1);
+
+        let (mut terms, mut prototype_sums) = (Vec::new(), None);
+        if let (Some(losses), Some(sample)) = (context.losses, sample) {
+            let groups = TokenGroups::new(losses, self.config.padding);
+            let decision = Decision {
+                latent,
+                sample,
+                scored,
+                scores: &scores,
+                chosen: &chosen,
+                expert_indices: &expert_indices,
+            };
+            terms = self.terms(&decision, &groups);
+            prototype_sums = self.prototype_sums(&decision, &groups);
+        }
         Routing {
             router_logits: scores,
             expert_indices,
-            routing_weights,
+            routing_weights: softmax(chosen, 1),
             residual: self.aligner.as_ref().map(|a| a.forward(mixture)),
             terms,
-            prototype_sums: None,
+            prototype_sums,
+        }
+    }
+
+    fn after_step(self, statistics: &StepStatistics) -> Self {
+        let Some(sums) = &statistics.prototype_sums else {
+            return self;
+        };
+        let (prototypes, running) =
+            ema::after_step(self.prototypes, self.running, sums, self.config.ema_decay);
+        Self {
+            prototypes,
+            running,
+            ..self
         }
     }
 }
@@ -240,13 +262,9 @@ impl RouterKind for LprConfig {
     }
 
     fn validate(&self, _decoder: &DecoderConfig) -> Vec<ConfigProblem> {
-        let mut problems = Vec::new();
-        if !self.diversity_normalize && self.diversity != DiversityKind::Orthogonal {
-            problems.push(ConfigProblem::new(
-                "router.diversity_normalize",
-                "is false, which only router.diversity = \"orthogonal\" knows; use true",
-            ));
-        }
-        problems
+        self.problems()
     }
 }
+
+#[cfg(test)]
+mod tests;

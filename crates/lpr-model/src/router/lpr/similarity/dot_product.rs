@@ -1,0 +1,24 @@
+//! The vanilla router's metric, in the latent space.
+
+use burn::module::Module;
+use burn::tensor::Tensor;
+
+use super::{Latent, Metric, MetricConfig, PrototypeMatch};
+use crate::random::ParamInit;
+
+/// S = mu . K. (The released code returns no mixture here and fails; softmax(S) K is used.)
+#[derive(Module, Debug)]
+pub struct DotProduct;
+
+impl DotProduct {
+    pub fn new(_config: &MetricConfig, _init: &ParamInit<'_>) -> Self {
+        Self
+    }
+}
+
+impl Metric for DotProduct {
+    fn compare(&self, latent: &Latent, prototypes: Tensor<2>) -> PrototypeMatch {
+        let scores = latent.mean.clone().matmul(prototypes.clone().transpose());
+        PrototypeMatch::new(scores, prototypes)
+    }
+}
