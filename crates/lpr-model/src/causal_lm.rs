@@ -25,7 +25,7 @@ pub struct ModelInput {
 pub struct CausalLmOutput {
     /// After the final norm, `[batch * sequence, hidden_size]`.
     pub hidden_states: Tensor<2>,
-    /// One per layer.
+    /// One per layer with experts.
     pub routings: Vec<Routing>,
 }
 
@@ -90,7 +90,8 @@ impl CausalLm {
         hidden_states.matmul(self.head().transpose())
     }
 
-    /// Lets every router take in what its layer saw in a step; one entry per layer.
+    /// Lets every router take in what its layer saw in a step; one entry per layer
+    /// with experts.
     #[must_use]
     pub fn after_step(self, statistics: &[StepStatistics]) -> Self {
         Self {

@@ -30,8 +30,12 @@ pub struct DecoderConfig {
     pub num_hidden_layers: usize,
     /// The attention of every block.
     pub attention: AttentionConfig,
-    /// The feed-forward of every block.
+    /// The feed-forward of every block but the first ones.
     pub moe: MoeConfig,
+    /// Blocks at the start whose feed-forward is dense.
+    pub first_k_dense_replace: usize,
+    /// Inner width of the dense feed-forwards.
+    pub dense_intermediate_size: usize,
     /// Epsilon of every RMSNorm outside the attention.
     pub rms_norm_eps: f64,
     /// Standard deviation of the initial weights.
@@ -40,9 +44,18 @@ pub struct DecoderConfig {
     pub tie_word_embeddings: bool,
 }
 
+/// The attention of a family.
+#[derive(Debug, Clone, PartialEq)]
+pub enum AttentionConfig {
+    /// Queries in groups that share a key and value head.
+    GroupedQuery(GroupedQueryConfig),
+    /// Keys and values from one small latent per token.
+    Latent(LatentAttentionConfig),
+}
+
 /// Grouped-query attention with rotary positions.
 #[derive(Debug, Clone, PartialEq)]
-pub struct AttentionConfig {
+pub struct GroupedQueryConfig {
     /// Query heads.
     pub num_attention_heads: usize,
     /// Key and value heads; each serves `num_attention_heads / num_key_value_heads` query heads.
@@ -55,6 +68,26 @@ pub struct AttentionConfig {
     pub qk_norm_eps: Option<f64>,
 }
 
+/// Multi-head latent attention: queries and key-value pairs are decoded from latents; only a part
+/// of each head carries positions, and the keys' part is shared by all heads.
+#[derive(Debug, Clone, PartialEq)]
+pub struct LatentAttentionConfig {
+    /// Heads.
+    pub num_attention_heads: usize,
+    /// Width of the latent of the queries.
+    pub q_lora_rank: usize,
+    /// Width of the latent of keys and values.
+    pub kv_lora_rank: usize,
+    /// Width of the part of a query and key head without positions.
+    pub qk_nope_head_dim: usize,
+    /// Width of the part of a query and key head that is rotated.
+    pub qk_rope_head_dim: usize,
+    /// Width of a value head.
+    pub v_head_dim: usize,
+    /// Base of the rotary frequencies.
+    pub rope_theta: f64,
+}
+
 /// Experts of one block.
 #[derive(Debug, Clone, PartialEq)]
 pub struct MoeConfig {
@@ -64,33 +97,20 @@ pub struct MoeConfig {
     pub top_k: usize,
     /// Inner width of one expert.
     pub moe_intermediate_size: usize,
+    /// Inner width of the experts that see every token, all of them together; 0 for none.
+    pub shared_intermediate_size: usize,
 }
 
 impl DecoderConfig {
+    /// Blocks that have experts and a router.
+    pub fn num_moe_layers(&self) -> usize {
+        self.num_hidden_layers
+            .saturating_sub(self.first_k_dense_replace)
+    }
+
     /// Every rule that relates sizes to each other. Empty when the sizes fit.
     pub fn validate(&self) -> Vec<ConfigProblem> {
-        let mut problems = Vec::new();
-        let attention = &self.attention;
-        let (heads, kv_heads) = (attention.num_attention_heads, attention.num_key_value_heads);
-        if kv_heads == 0 || !heads.is_multiple_of(kv_heads) {
-            problems.push(ConfigProblem::new(
-                "model.num_key_value_heads",
-                format!(
-                    "is {kv_heads}, but model.num_attention_heads = {heads} must be a multiple of it; \
-                     use one of {}",
-                    divisors(heads)
-                ),
-            ));
-        }
-        if !attention.head_dim.is_multiple_of(2) {
-            problems.push(ConfigProblem::new(
-                "model.head_dim",
-                format!(
-                    "is {}, but rotary positions rotate pairs; use an even number",
-                    attention.head_dim
-                ),
-            ));
-        }
+        let mut problems = self.attention.validate();
         let MoeConfig {
             num_experts, top_k, ..
         } = self.moe;
@@ -102,6 +122,72 @@ impl DecoderConfig {
                      use 1 to {num_experts}"
                 ),
             ));
+        }
+        problems.extend(self.validate_dense());
+        problems
+    }
+
+    fn validate_dense(&self) -> Option<ConfigProblem> {
+        let (first, layers) = (self.first_k_dense_replace, self.num_hidden_layers);
+        if first >= layers {
+            return Some(ConfigProblem::new(
+                "model.first_k_dense_replace",
+                format!(
+                    "is {first}, which leaves no block with experts; with \
+                     model.num_hidden_layers = {layers} use 0 to {}",
+                    layers.saturating_sub(1)
+                ),
+            ));
+        }
+        let width = self.dense_intermediate_size;
+        let message = match (first, width) {
+            (0, 1..) => format!(
+                "is {width}, but model.first_k_dense_replace = 0 leaves no dense block of that \
+                 width; remove it, or set model.first_k_dense_replace to 1 or more"
+            ),
+            (1.., 0) => format!(
+                "is 0, but model.first_k_dense_replace = {first} blocks are dense; \
+                 use the width of their feed-forward, 1 or more"
+            ),
+            _ => return None,
+        };
+        Some(ConfigProblem::new("model.intermediate_size", message))
+    }
+}
+
+impl AttentionConfig {
+    /// Channels of a head that are rotated, and the base of their frequencies.
+    pub fn rotary(&self) -> (usize, f64) {
+        match self {
+            Self::GroupedQuery(config) => (config.head_dim, config.rope_theta),
+            Self::Latent(config) => (config.qk_rope_head_dim, config.rope_theta),
+        }
+    }
+
+    fn validate(&self) -> Vec<ConfigProblem> {
+        let mut problems = Vec::new();
+        let width_key = match self {
+            Self::GroupedQuery(config) => {
+                let (heads, kv_heads) = (config.num_attention_heads, config.num_key_value_heads);
+                if kv_heads == 0 || !heads.is_multiple_of(kv_heads) {
+                    problems.push(ConfigProblem::new(
+                        "model.num_key_value_heads",
+                        format!(
+                            "is {kv_heads}, but model.num_attention_heads = {heads} must be a \
+                             multiple of it; use one of {}",
+                            divisors(heads)
+                        ),
+                    ));
+                }
+                "model.head_dim"
+            }
+            Self::Latent(_) => "model.qk_rope_head_dim",
+        };
+        let (width, _) = self.rotary();
+        if !width.is_multiple_of(2) {
+            let message =
+                format!("is {width}, but rotary positions rotate pairs; use an even number");
+            problems.push(ConfigProblem::new(width_key, message));
         }
         problems
     }

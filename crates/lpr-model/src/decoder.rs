@@ -5,8 +5,8 @@ use burn::tensor::{Int, Tensor, module::embedding};
 use lpr_kernels::SequenceMask;
 
 use crate::config::DecoderConfig;
-use crate::layers::{GroupedQueryAttention, RmsNorm, RotaryEmbedding};
-use crate::moe::MoeLayer;
+use crate::layers::{Attention, RmsNorm, RotaryEmbedding};
+use crate::moe::FeedForward;
 use crate::random::ParamInit;
 use crate::router::{LossContext, RouteContext, RouterConfig, Routing, StepStatistics};
 
@@ -17,24 +17,29 @@ pub struct Embedding {
     pub weight: Param<Tensor<2>>,
 }
 
-/// One block: attention and experts, each behind an RMSNorm and added to the residual stream.
+/// One block: attention and feed-forward, each behind an RMSNorm and added to the residual stream.
 #[derive(Module, Debug)]
 pub struct DecoderLayer {
     input_layernorm: RmsNorm,
-    self_attn: GroupedQueryAttention,
+    self_attn: Attention,
     post_attention_layernorm: RmsNorm,
-    mlp: MoeLayer,
+    mlp: FeedForward,
 }
 
 impl DecoderLayer {
-    fn new(init: &ParamInit<'_>, config: &DecoderConfig, router: &RouterConfig) -> Self {
+    fn new(
+        init: &ParamInit<'_>,
+        layer: usize,
+        config: &DecoderConfig,
+        router: &RouterConfig,
+    ) -> Self {
         let width = config.hidden_size;
         let norm = |name: &str| RmsNorm::new(&init.at(name), width, config.rms_norm_eps);
         Self {
             input_layernorm: norm("input_layernorm"),
-            self_attn: GroupedQueryAttention::new(&init.at("self_attn"), width, &config.attention),
+            self_attn: Attention::new(&init.at("self_attn"), width, &config.attention),
             post_attention_layernorm: norm("post_attention_layernorm"),
-            mlp: MoeLayer::new(&init.at("mlp"), width, &config.moe, router),
+            mlp: FeedForward::new(&init.at("mlp"), layer, config, router),
         }
     }
 
@@ -44,7 +49,7 @@ impl DecoderLayer {
         rotary: &RotaryEmbedding,
         mask: Option<&SequenceMask>,
         context: &RouteContext<'_>,
-    ) -> (Tensor<3>, Routing) {
+    ) -> (Tensor<3>, Option<Routing>) {
         let [batch, sequence, width] = hidden_states.dims();
         let normed = self.input_layernorm.forward(hidden_states.clone());
         let hidden_states = hidden_states + self.self_attn.forward(normed, rotary, mask);
@@ -65,7 +70,7 @@ pub struct Decoder {
     layers: Vec<DecoderLayer>,
     norm: RmsNorm,
     #[module(skip)]
-    head_dim: usize,
+    rotary_dim: usize,
     #[module(skip)]
     rope_theta: f64,
 }
@@ -74,6 +79,7 @@ impl Decoder {
     /// Weights ~ N(0, `initializer_range`^2), norms 1.
     pub fn new(init: &ParamInit<'_>, config: &DecoderConfig, router: &RouterConfig) -> Self {
         let layers = init.at("layers");
+        let (rotary_dim, rope_theta) = config.attention.rotary();
         Self {
             embed_tokens: Embedding {
                 weight: init
@@ -81,15 +87,15 @@ impl Decoder {
                     .weight("weight", [config.vocab_size, config.hidden_size]),
             },
             layers: (0..config.num_hidden_layers)
-                .map(|i| DecoderLayer::new(&layers.at(&i.to_string()), config, router))
+                .map(|i| DecoderLayer::new(&layers.at(&i.to_string()), i, config, router))
                 .collect(),
             norm: RmsNorm::new(&init.at("norm"), config.hidden_size, config.rms_norm_eps),
-            head_dim: config.attention.head_dim,
-            rope_theta: config.attention.rope_theta,
+            rotary_dim,
+            rope_theta,
         }
     }
 
-    /// Final hidden states and the routing of every layer.
+    /// Final hidden states and the routing of every layer with experts.
     ///
     /// # Shapes
     /// `input_ids`: `[batch, sequence]`; `position_ids`: the same or `[1, sequence]`; the hidden
@@ -105,17 +111,18 @@ impl Decoder {
         let table = self.embed_tokens.weight.val();
         let rotary = RotaryEmbedding::new(
             position_ids,
-            self.head_dim,
+            self.rotary_dim,
             self.rope_theta,
             &table.device(),
         );
         let mut hidden_states = embedding(table, input_ids);
         let mut routings = Vec::with_capacity(self.layers.len());
-        for (layer, block) in self.layers.iter().enumerate() {
+        for block in &self.layers {
+            let layer = routings.len();
             let context = RouteContext { layer, losses };
             let (output, routing) = block.forward(hidden_states, &rotary, mask, &context);
             hidden_states = output;
-            routings.push(routing);
+            routings.extend(routing);
         }
         let width = hidden_states.dims()[2];
         let hidden_states = self.norm.forward(hidden_states);
@@ -123,16 +130,22 @@ impl Decoder {
     }
 
     /// Lets every router take in what its layer saw in a step.
+    ///
+    /// # Panics
+    /// If `statistics` is not one entry per layer with experts.
     #[must_use]
     pub fn after_step(self, statistics: &[StepStatistics]) -> Self {
-        let layers = self.layers.into_iter().zip(statistics);
-        let update = |(layer, statistics): (DecoderLayer, &StepStatistics)| DecoderLayer {
-            mlp: layer.mlp.after_step(statistics),
-            ..layer
+        let mut statistics = statistics.iter();
+        let mut next = || statistics.next().expect("one entry per layer with experts");
+        let update = |layer: DecoderLayer| match layer.mlp {
+            FeedForward::Moe(moe) => DecoderLayer {
+                mlp: FeedForward::Moe(moe.after_step(next())),
+                ..layer
+            },
+            FeedForward::Dense(_) => layer,
         };
-        Self {
-            layers: layers.map(update).collect(),
-            ..self
-        }
+        let layers = self.layers.into_iter().map(update).collect();
+        assert!(statistics.next().is_none(), "more statistics than layers");
+        Self { layers, ..self }
     }
 }

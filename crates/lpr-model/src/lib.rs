@@ -12,6 +12,8 @@ pub mod random;
 
 pub mod parameters;
 
+pub mod hugging_face;
+
 pub mod layers;
 
 pub mod router;
@@ -23,8 +25,6 @@ pub mod decoder;
 pub mod families;
 
 pub mod causal_lm;
-
-pub mod hugging_face;
 
 pub use causal_lm::{CausalLm, CausalLmOutput, ModelInput};
 pub use config::{ConfigProblem, DecoderConfig};

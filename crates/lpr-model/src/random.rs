@@ -5,8 +5,8 @@
 //! holds (two routers start from the same experts), any step can be replayed, and neither threads
 //! nor the order of initialization matter.
 
-use burn::module::Param;
-use burn::tensor::{Device, Tensor, TensorData};
+use burn::module::{Param, ParamId};
+use burn::tensor::{Device, Shape, Tensor, TensorData};
 use rayon::prelude::*;
 
 /// One independent stream of numbers.
@@ -62,6 +62,11 @@ impl Stream {
         values
     }
 
+    fn tensor<const D: usize>(self, shape: [usize; D], device: &Device) -> Tensor<D> {
+        let values = self.standard_normal(shape.iter().product());
+        Tensor::from_data(TensorData::new(values, shape), device)
+    }
+
     /// Box-Muller on two uniform numbers in (0, 1] and [0, 1).
     fn normal_pair(self, index: u64) -> (f32, f32) {
         let uniform = |word: u64| (mix(self.0.wrapping_add(word)) >> 11) as f64 / 2_f64.powi(53);
@@ -80,6 +85,8 @@ fn mix(value: u64) -> u64 {
 }
 
 /// Makes the parameters of a module, each from the stream of its own path.
+///
+/// Values are made at their first use, so a model that only shows its shapes needs no memory.
 #[derive(Debug, Clone)]
 pub struct ParamInit<'a> {
     stream: Stream,
@@ -113,24 +120,42 @@ impl<'a> ParamInit<'a> {
 
     /// A weight called `name` ~ N(0, std^2).
     pub fn weight<const D: usize>(&self, name: &str, shape: [usize; D]) -> Param<Tensor<D>> {
-        let std = self.std as f32;
-        Param::from_tensor(self.at(name).standard_normal(shape) * std)
+        let (stream, std) = (self.at(name).stream, self.std as f32);
+        self.lazy(shape, move |device| stream.tensor(shape, device) * std)
     }
 
     /// Standard normal numbers of this part, as a tensor.
     pub fn standard_normal<const D: usize>(&self, shape: [usize; D]) -> Tensor<D> {
-        let values = self.stream.standard_normal(shape.iter().product());
-        Tensor::from_data(TensorData::new(values, shape), self.device)
+        self.stream.tensor(shape, self.device)
     }
 
     /// A parameter of zeros.
     pub fn zeros<const D: usize>(&self, shape: [usize; D]) -> Param<Tensor<D>> {
-        Param::from_tensor(Tensor::zeros(shape, self.device))
+        self.lazy(shape, move |device| Tensor::zeros(shape, device))
     }
 
     /// A parameter of ones.
     pub fn ones<const D: usize>(&self, shape: [usize; D]) -> Param<Tensor<D>> {
-        Param::from_tensor(Tensor::ones(shape, self.device))
+        self.lazy(shape, move |device| Tensor::ones(shape, device))
+    }
+
+    /// State that gradients do not train but checkpoints keep; zeros at first.
+    pub fn state<const D: usize>(&self, shape: [usize; D]) -> Param<Tensor<D>> {
+        Param::from_tensor(Tensor::zeros(shape, self.device)).set_require_grad(false)
+    }
+
+    fn lazy<const D: usize>(
+        &self,
+        shape: [usize; D],
+        value: impl FnOnce(&Device) -> Tensor<D> + Send + Sync + 'static,
+    ) -> Param<Tensor<D>> {
+        Param::uninitialized(
+            ParamId::new(),
+            move |device, requires_grad| value(device).set_require_grad(requires_grad),
+            self.device.clone(),
+            true,
+            Shape::from(shape),
+        )
     }
 }
 

@@ -5,26 +5,42 @@
 use burn::module::Module;
 use burn::tensor::{Device, Int, Tensor};
 use lpr_kernels::SequenceMask;
-use lpr_model::router::{LprConfig, RouterConfig, SoftmaxTopkConfig};
-use lpr_model::{CausalLm, FamilyConfig, ModelInput};
+use lpr_model::{CausalLm, FamilyConfig, ModelInput, RouterConfig};
+use serde_json::json;
 
 const ROWS: usize = 2;
 const SEQUENCE: usize = 23;
 
-fn family() -> FamilyConfig {
-    serde_json::from_value(serde_json::json!({
-        "family": "qwen3_moe", "vocab_size": 50, "hidden_size": 24, "num_hidden_layers": 2,
-        "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 6,
-        "moe_intermediate_size": 10, "num_experts": 5, "top_k": 2, "initializer_range": 0.3,
-    }))
-    .unwrap()
+/// A small decoder of every registered family.
+fn families() -> Vec<FamilyConfig> {
+    let own = |name: &str| match name {
+        "qwen3_moe" | "mixtral" => json!({ "num_key_value_heads": 2, "head_dim": 6 }),
+        "deepseek_v3" => json!({
+            "q_lora_rank": 12, "kv_lora_rank": 10, "qk_nope_head_dim": 6, "qk_rope_head_dim": 4,
+            "v_head_dim": 5, "num_shared_experts": 1, "first_k_dense_replace": 1,
+            "intermediate_size": 14,
+        }),
+        other => panic!("family {other} is not tested"),
+    };
+    let family = |name: &&str| {
+        let mut config = json!({
+            "family": name, "vocab_size": 50, "hidden_size": 24, "num_hidden_layers": 2,
+            "num_attention_heads": 4, "moe_intermediate_size": 10, "num_experts": 5, "top_k": 2,
+            "initializer_range": 0.3,
+        });
+        let own = own(name);
+        for (key, value) in own.as_object().unwrap() {
+            config[key] = value.clone();
+        }
+        serde_json::from_value(config).unwrap()
+    };
+    FamilyConfig::NAMES.iter().map(family).collect()
 }
 
-fn routers() -> [RouterConfig; 2] {
-    [
-        RouterConfig::SoftmaxTopk(SoftmaxTopkConfig::default()),
-        RouterConfig::Lpr(LprConfig::default()),
-    ]
+/// Every registered router.
+fn routers() -> Vec<RouterConfig> {
+    let router = |kind| serde_json::from_value(json!({ "kind": kind })).unwrap();
+    RouterConfig::NAMES.iter().map(router).collect()
 }
 
 /// Row 0: documents of 9 and 14 tokens. Row 1: one document of 15 tokens, then padding.
@@ -67,29 +83,38 @@ fn changed(a: &[f32], b: &[f32]) -> Vec<usize> {
 
 #[test]
 fn a_token_reaches_only_later_positions_of_its_document() {
-    for router in routers() {
-        let tracked = CausalLm::new(&family().decoder(), &router, 3, &Device::flex().autodiff());
-        for model in [tracked.valid(), tracked] {
-            let ids: Vec<i32> = (0..(ROWS * SEQUENCE) as i32).map(|i| i * 7 % 50).collect();
-            let before = hidden(&model, &ids);
-            for position in 0..ROWS * SEQUENCE {
-                let mut other = ids.clone();
-                other[position] = (other[position] + 1) % 50;
-                let reached = changed(&before, &hidden(&model, &other));
-                let end = match position {
-                    0..9 => 9,
-                    9..23 => SEQUENCE,
-                    _ => 2 * SEQUENCE,
-                };
-                // Padding is a key for nobody, so it reaches itself alone.
-                let end = if position >= SEQUENCE + 15 {
-                    position + 1
-                } else {
-                    end
-                };
-                let reachable: Vec<usize> = (position..end).collect();
-                assert_eq!(reached, reachable, "position {position}");
+    for family in families() {
+        assert!(family.validate().is_empty(), "{:?}", family.validate());
+        for router in routers() {
+            let device = Device::flex().autodiff();
+            let tracked = CausalLm::new(&family.decoder(), &router, 3, &device);
+            for model in [tracked.valid(), tracked] {
+                let name = format!("{} with {}", family.name(), router.name());
+                check_reach(&model, &name);
             }
         }
+    }
+}
+
+fn check_reach(model: &CausalLm, name: &str) {
+    let ids: Vec<i32> = (0..(ROWS * SEQUENCE) as i32).map(|i| i * 7 % 50).collect();
+    let before = hidden(model, &ids);
+    for position in 0..ROWS * SEQUENCE {
+        let mut other = ids.clone();
+        other[position] = (other[position] + 1) % 50;
+        let reached = changed(&before, &hidden(model, &other));
+        let end = match position {
+            0..9 => 9,
+            9..23 => SEQUENCE,
+            _ => 2 * SEQUENCE,
+        };
+        // Padding is a key for nobody, so it reaches itself alone.
+        let end = if position >= SEQUENCE + 15 {
+            position + 1
+        } else {
+            end
+        };
+        let reachable: Vec<usize> = (position..end).collect();
+        assert_eq!(reached, reachable, "{name}: position {position}");
     }
 }

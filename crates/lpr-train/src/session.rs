@@ -64,7 +64,7 @@ impl RunState {
     /// Before the first step.
     pub fn new(config: &RunConfig, data_fingerprint: &str) -> Self {
         let decoder = config.model.decoder();
-        let (layers, experts) = (decoder.num_hidden_layers, decoder.moe.num_experts);
+        let (layers, experts) = (decoder.num_moe_layers(), decoder.moe.num_experts);
         Self {
             step: 0,
             data: DataPosition::default(),

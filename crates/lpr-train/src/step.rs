@@ -1,8 +1,9 @@
 //! One optimizer step: the paper's update on one screen.
 
+use burn::module::Module;
 use burn::tensor::{Int, Tensor};
 use lpr_model::random::Stream;
-use lpr_model::router::StepStatistics;
+use lpr_model::router::{StepLoad, StepStatistics};
 use lpr_model::{CausalLm, LatentNoise, LossContext, RouterConfig, RouterLoss, Routing};
 use thiserror::Error;
 
@@ -77,8 +78,12 @@ pub fn train_step(
     let mut gradients = GradientSum::default();
     let mut results = Vec::with_capacity(micro_batches.len());
     let mut statistics = Vec::new();
+    let mut step_loads = step_loads(&model, router, micro_batches).into_iter();
     for (batch, noise) in micro_batches.iter().zip(&plan.noise) {
-        let context = loss_context(router, batch, noise);
+        let context = LossContext {
+            step_load: step_loads.next(),
+            ..loss_context(router, batch, noise)
+        };
         let output = model.forward(&batch.input, Some(&context));
         let cross_entropy = model.cross_entropy_sum(output.hidden_states, batch.targets.clone());
         let router_losses = router.losses(&output.routings, &context);
@@ -112,6 +117,34 @@ pub fn train_step(
     Ok((model, report))
 }
 
+/// Where the whole step sends its tokens, for the losses of each micro-batch; empty when the router
+/// does not ask or there is only one. A pass without gradients: routing does not depend on noise.
+fn step_loads(
+    model: &CausalLm,
+    router: &RouterConfig,
+    micro_batches: &[MicroBatch],
+) -> Vec<StepLoad> {
+    if !router.needs_step_load() || micro_batches.len() < 2 {
+        return Vec::new();
+    }
+    let model = model.valid();
+    let mut statistics = Vec::new();
+    for batch in micro_batches {
+        let output = model.forward(&batch.input, None);
+        add_statistics(&mut statistics, &output.routings, batch);
+    }
+    let counts: Vec<_> = statistics.into_iter().map(|s| s.expert_counts).collect();
+    let tokens: usize = micro_batches.iter().map(|b| b.num_tokens).sum();
+    let mean = tokens.max(1) as f64 / micro_batches.len() as f64;
+    micro_batches
+        .iter()
+        .map(|batch| StepLoad {
+            expert_counts: counts.clone(),
+            relative_tokens: batch.num_tokens as f64 / mean,
+        })
+        .collect()
+}
+
 /// Adds what every layer's router saw in a micro-batch.
 fn add_statistics(sums: &mut Vec<StepStatistics>, routings: &[Routing], batch: &MicroBatch) {
     let new = routings
@@ -128,7 +161,7 @@ fn add_statistics(sums: &mut Vec<StepStatistics>, routings: &[Routing], batch: &
     };
 }
 
-/// What the routers' losses of one micro-batch depend on.
+/// What the routers' losses of one micro-batch depend on, apart from the other micro-batches.
 ///
 /// # Panics
 /// If the rows do not divide into groups of `loss_group_rows` (the config is checked before).
@@ -148,6 +181,7 @@ pub fn loss_context(router: &RouterConfig, batch: &MicroBatch, noise: &LatentNoi
         is_token: batch.is_token.clone().map(Tensor::<1, Int>::float),
         num_groups,
         noise: noise.clone(),
+        step_load: None,
     }
 }
 

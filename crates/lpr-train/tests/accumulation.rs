@@ -2,13 +2,16 @@
 
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
+mod support;
+
 use std::sync::Arc;
 
 use burn::tensor::{Device, Tensor};
 use lpr_data::{DataConfig, DataLoader, DataPosition, Packing, Split, Tokenizer};
 use lpr_model::parameters::parameter_values;
 use lpr_model::router::{
-    AuxLossForm, LprConfig, Preset, PrototypeEma, RouterConfig, SoftmaxTopkConfig,
+    AuxLossForm, LprConfig, Preset, PrototypeEma, RouterConfig, SigmoidTopkConfig,
+    SoftmaxTopkConfig,
 };
 use lpr_model::{CausalLm, FamilyConfig, LatentNoise};
 use lpr_train::batch::MicroBatch;
@@ -29,7 +32,7 @@ fn family() -> FamilyConfig {
     .unwrap()
 }
 
-/// Every loss is computed per row, whatever the micro-batch.
+/// Every loss is computed per row, whatever the micro-batch, or over the step.
 fn routers() -> Vec<RouterConfig> {
     let softmax = |aux_loss| {
         RouterConfig::SoftmaxTopk(SoftmaxTopkConfig {
@@ -52,15 +55,36 @@ fn routers() -> Vec<RouterConfig> {
     vec![
         softmax(AuxLossForm::Pooled),
         softmax(AuxLossForm::Switch),
+        global_batch(1e-3),
+        RouterConfig::SoftmaxTopk(SoftmaxTopkConfig {
+            aux_loss: AuxLossForm::PerSequence,
+            ..SoftmaxTopkConfig::default()
+        }),
         RouterConfig::Lpr(lpr),
         RouterConfig::Lpr(paper),
     ]
 }
 
-/// The same eight rows in micro-batches of `rows`.
-fn batches(rows: usize) -> Vec<MicroBatch> {
-    let mut config = DataConfig::new(vec!["builtin:synthetic".to_owned()]);
-    config.packing = Packing::Packed;
+/// The loss that needs no grouping, because it is defined over the step.
+fn global_batch(z_loss_weight: f64) -> RouterConfig {
+    RouterConfig::SoftmaxTopk(SoftmaxTopkConfig {
+        aux_loss: AuxLossForm::GlobalBatch,
+        z_loss_weight,
+        loss_group_rows: 0,
+        ..SoftmaxTopkConfig::default()
+    })
+}
+
+/// The same eight rows in micro-batches of `rows`; packed rows are full, others partly padding.
+fn batches(rows: usize, packing: Packing) -> Vec<MicroBatch> {
+    let corpus = tempfile::tempdir().unwrap();
+    support::write_corpus(corpus.path());
+    let source = match packing {
+        Packing::Packed => "builtin:synthetic".to_owned(),
+        Packing::None => corpus.path().join("*.jsonl").display().to_string(),
+    };
+    let mut config = DataConfig::new(vec![source]);
+    config.packing = packing;
     config.sequence_length = SEQUENCE;
     let tokenizer = Arc::new(Tokenizer::open("bytes").unwrap());
     let start = DataPosition::default();
@@ -86,10 +110,10 @@ fn noise(rows: usize) -> Vec<LatentNoise> {
 }
 
 fn step(router: &RouterConfig, rows: usize) -> StepReport {
-    stepped(router, rows).1
+    step_on(router, rows, Packing::Packed).1
 }
 
-fn stepped(router: &RouterConfig, rows: usize) -> (CausalLm, StepReport) {
+fn step_on(router: &RouterConfig, rows: usize, packing: Packing) -> (CausalLm, StepReport) {
     let model = CausalLm::new(&family().decoder(), router, 5, &Device::flex().autodiff());
     let mut optimizer = Optimizer::new(&OptimizerConfig::default());
     let plan = StepPlan {
@@ -97,7 +121,8 @@ fn stepped(router: &RouterConfig, rows: usize) -> (CausalLm, StepReport) {
         max_grad_norm: 1.0,
         noise: noise(rows),
     };
-    train_step(model, &mut optimizer, router, &batches(rows), &plan).unwrap()
+    let batches = batches(rows, packing);
+    train_step(model, &mut optimizer, router, &batches, &plan).unwrap()
 }
 
 fn close(a: f64, b: f64) -> bool {
@@ -198,7 +223,7 @@ fn prototypes_follow_their_tokens_whatever_the_micro_batch() {
             ..LprConfig::default()
         });
         let prototypes = |rows: usize| {
-            let mut values = parameter_values(&stepped(&router, rows).0);
+            let mut values = parameter_values(&step_on(&router, rows, Packing::Packed).0);
             values
                 .remove("model.layers.1.mlp.router.prototypes")
                 .unwrap()
@@ -210,4 +235,55 @@ fn prototypes_follow_their_tokens_whatever_the_micro_batch() {
             }
         }
     }
+}
+
+#[test]
+fn the_global_loss_counts_every_token_once_whatever_the_padding() {
+    let router = global_batch(0.0);
+    let whole = step_on(&router, 8, Packing::None).1;
+    assert!(whole.num_tokens < ROWS * SEQUENCE, "there must be padding");
+    for rows in [1, 2, 4] {
+        let split = step_on(&router, rows, Packing::None).1;
+        assert!(close(whole.loss_total, split.loss_total), "{rows}");
+        assert!(close(whole.grad_norm, split.grad_norm), "{rows}");
+        let (a, b) = (whole.router_losses[0].1, split.router_losses[0].1);
+        assert!(close(a, b), "{rows}: {a} {b}");
+    }
+    // The per-layer form over micro-batches is another loss.
+    let switch = RouterConfig::SoftmaxTopk(SoftmaxTopkConfig {
+        aux_loss: AuxLossForm::Switch,
+        ..SoftmaxTopkConfig::default()
+    });
+    let (a, b) = (step(&switch, 8), step(&switch, 1));
+    assert!(!close(a.router_losses[0].1, b.router_losses[0].1));
+}
+
+#[test]
+fn the_bias_moves_by_the_tokens_of_the_whole_step() {
+    let router = RouterConfig::SigmoidTopk(SigmoidTopkConfig {
+        bias_update_rate: 0.25,
+        ..SigmoidTopkConfig::default()
+    });
+    let mut found = Vec::new();
+    for rows in [8, 2, 1] {
+        let (model, report) = step_on(&router, rows, Packing::None);
+        assert!(report.num_tokens < ROWS * SEQUENCE, "there must be padding");
+        for layer in 0..2 {
+            let mut counts = [0_i64; 6];
+            for layers in &report.loads {
+                for (sum, &count) in counts.iter_mut().zip(&layers[layer].counts.without_padding) {
+                    *sum += count as i64;
+                }
+            }
+            let total: i64 = counts.iter().sum();
+            let want = counts.map(|count| 0.25 * (total - 6 * count).signum() as f64);
+            let values = parameter_values(&model);
+            let bias = &values[&format!("model.layers.{layer}.mlp.router.correction_bias")];
+            let got: Vec<f64> = bias.values.iter().map(|&b| f64::from(b)).collect();
+            assert_eq!(got, want, "layer {layer} in micro-batches of {rows}");
+            assert!(want.iter().any(|&b| b != 0.0));
+            found.push((layer, got));
+        }
+    }
+    assert!(found.iter().all(|(layer, bias)| *bias == found[*layer].1));
 }

@@ -114,12 +114,9 @@ fn kill_9_at_random_moments_loses_nothing() {
     for attempt in 0.. {
         assert!(attempt < 200, "the run does not get ahead: {kills} kills");
         let config = setup.config("killed");
-        let mut args = vec!["-q", "--config", &config];
+        // As a scheduler would: always with --resume, whether or not there is something to resume.
+        let mut args = vec!["-q", "--resume", "--config", &config];
         args.extend(every_step);
-        let checkpoints = setup.run_dir("killed").join("checkpoints");
-        if checkpoints.join("latest").exists() {
-            args.push("--resume");
-        }
         let mut child = lpr_train()
             .args(&args)
             .stderr(Stdio::piped())

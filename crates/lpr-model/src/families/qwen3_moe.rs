@@ -5,7 +5,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::Family;
-use crate::config::{AttentionConfig, DecoderConfig, MoeConfig};
+use crate::config::{AttentionConfig, DecoderConfig, GroupedQueryConfig, MoeConfig};
 
 /// Sizes of a Qwen3-MoE decoder, named as in Hugging Face's `Qwen3MoeConfig` except `top_k`
 /// (`num_experts_per_tok` there).
@@ -74,18 +74,21 @@ impl Family for Qwen3MoeConfig {
             vocab_size: self.vocab_size,
             hidden_size: self.hidden_size,
             num_hidden_layers: self.num_hidden_layers,
-            attention: AttentionConfig {
+            attention: AttentionConfig::GroupedQuery(GroupedQueryConfig {
                 num_attention_heads: self.num_attention_heads,
                 num_key_value_heads: self.num_key_value_heads,
                 head_dim: self.head_dim,
                 rope_theta: self.rope_theta,
                 qk_norm_eps: Some(self.rms_norm_eps),
-            },
+            }),
             moe: MoeConfig {
                 num_experts: self.num_experts,
                 top_k: self.top_k,
                 moe_intermediate_size: self.moe_intermediate_size,
+                shared_intermediate_size: 0,
             },
+            first_k_dense_replace: 0,
+            dense_intermediate_size: 0,
             rms_norm_eps: self.rms_norm_eps,
             initializer_range: self.initializer_range,
             tie_word_embeddings: self.tie_word_embeddings,

@@ -5,7 +5,7 @@ use burn::tensor::Tensor;
 use lpr_kernels::SequenceMask;
 
 use super::{Linear, RmsNorm, RotaryEmbedding};
-use crate::config::AttentionConfig;
+use crate::config::GroupedQueryConfig;
 use crate::random::ParamInit;
 
 /// Self-attention whose key and value heads each serve a group of query heads.
@@ -25,7 +25,7 @@ pub struct GroupedQueryAttention {
 
 impl GroupedQueryAttention {
     /// Projections ~ N(0, std^2) of `init`, without biases.
-    pub fn new(init: &ParamInit<'_>, hidden_size: usize, config: &AttentionConfig) -> Self {
+    pub fn new(init: &ParamInit<'_>, hidden_size: usize, config: &GroupedQueryConfig) -> Self {
         let head_dim = config.head_dim;
         let queries = config.num_attention_heads * head_dim;
         let keys = config.num_key_value_heads * head_dim;

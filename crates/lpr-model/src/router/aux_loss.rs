@@ -4,17 +4,24 @@
 //! sums to k) and `P_e` the mean probability of expert `e`, both over tokens without padding:
 //!
 //! ```text
-//! pooled = E * sum_e mean_l(f_e) * mean_l(P_e)          (Hugging Face; k when balanced)
-//! switch = mean_l( E * sum_e (f_e / k) * P_e )           (Switch Transformer; 1 when balanced)
+//! pooled       = E * sum_e mean_l(f_e) * mean_l(P_e)     (Hugging Face; k when balanced)
+//! switch       = mean_l( E * sum_e (f_e / k) * P_e )     (Switch Transformer; 1 when balanced)
+//! per_sequence = mean over rows of switch, each row alone
+//! global_batch = switch with f and P over all micro-batches of the step
 //! ```
 //!
 //! The pooled form lets an imbalance of one layer cancel against another layer's.
+//!
+//! `f` carries no gradient, so the global form is a sum over micro-batches, each linear in its own
+//! `P`, once `f` is known. It is exact: a pass without gradients over all micro-batches counts `f`
+//! before the first backward pass, which costs about a third of the step's time when there is more
+//! than one micro-batch.
 
 use burn::tensor::{IndexingUpdateOp, Int, Tensor, activation::softmax};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::LossContext;
+use super::{LossContext, StepLoad};
 
 /// Which load-balancing loss is used.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -27,6 +34,11 @@ pub enum AuxLossForm {
     Pooled,
     /// One product per layer, as in the Switch Transformer.
     Switch,
+    /// One product per layer and row, as in DeepSeek-V3: every sequence is to be balanced.
+    PerSequence,
+    /// One product per layer over all micro-batches of a step (arXiv 2501.11873): only the whole is
+    /// to be balanced, and the loss does not depend on how the step is split.
+    GlobalBatch,
 }
 
 /// Assigned share and mean probability of every expert in one layer.
@@ -110,6 +122,33 @@ pub fn switch_loss(layers: &[LayerBalance]) -> Tensor<1> {
         l.assigned_share.clone() * l.mean_probability.clone()
     });
     product.sum_dim(1).mean() * (num_experts / top_k)
+}
+
+/// The part of one micro-batch in the global form, `[1]`; the mean of all parts is the loss of the
+/// step.
+///
+/// # Panics
+/// If there is no layer, or not one count per layer.
+pub fn global_batch_loss(layers: &[LayerBalance], step: &StepLoad) -> Tensor<1> {
+    assert_eq!(
+        layers.len(),
+        step.expert_counts.len(),
+        "counts of every layer"
+    );
+    let layers: Vec<_> = layers
+        .iter()
+        .zip(&step.expert_counts)
+        .map(|(layer, counts)| {
+            let like = &layer.assigned_share;
+            let counts = counts.clone().float().cast(like.dtype());
+            let share = counts.clone() / counts.sum() * layer.top_k as f64;
+            LayerBalance {
+                assigned_share: share.unsqueeze::<2>().expand(like.dims()),
+                ..layer.clone()
+            }
+        })
+        .collect();
+    switch_loss(&layers) * step.relative_tokens
 }
 
 // Not a division below: Burn 0.22.1 rounds the gradient of one by a scalar to 32 bits.

@@ -3,10 +3,16 @@
 //! A new router is one file here and one line in the list below.
 
 mod aux_loss;
+mod forced_balanced;
 mod lpr;
+mod random;
+mod sigmoid_topk;
 mod softmax_topk;
 
-pub use aux_loss::{AuxLossForm, LayerBalance, load_balancing_loss, switch_loss, z_loss};
+pub use aux_loss::{
+    AuxLossForm, LayerBalance, global_batch_loss, load_balancing_loss, switch_loss, z_loss,
+};
+pub use forced_balanced::{ForcedBalancedConfig, ForcedBalancedRouter};
 pub use lpr::{
     AlignmentForm, AlignmentReduce, AnySimilarity, Compares, Diversity, DiversityKind, DiversityOn,
     DiversityReduce, Latent, LprConfig, LprRouter, Metric, MetricConfig, MetricForm, PRESET_KEY,
@@ -14,6 +20,8 @@ pub use lpr::{
     alignment_code_loss, alignment_paper_loss, alignment_routing, alignment_target, kl_loss,
     official_update, paper_update,
 };
+pub use random::{RandomConfig, RandomRouter};
+pub use sigmoid_topk::{BiasUpdate, SigmoidTopkConfig, SigmoidTopkRouter};
 pub use softmax_topk::{SoftmaxTopkConfig, SoftmaxTopkRouter};
 
 use burn::tensor::{Device, Int, Tensor, TensorData};
@@ -31,6 +39,12 @@ registry! {
     SoftmaxTopk("softmax_topk"): SoftmaxTopkConfig => SoftmaxTopkRouter,
     /// Latent Prototype Routing, the paper's router.
     Lpr("lpr"): LprConfig => LprRouter,
+    /// Sigmoid scores, top-k within the best groups, a bias that follows the load.
+    SigmoidTopk("sigmoid_topk"): SigmoidTopkConfig => SigmoidTopkRouter,
+    /// Experts by lot: a floor.
+    Random("random"): RandomConfig => RandomRouter,
+    /// Experts by turns: a floor.
+    ForcedBalanced("forced_balanced"): ForcedBalancedConfig => ForcedBalancedRouter,
 }
 
 /// Sizes that every router is built for.
@@ -74,6 +88,11 @@ pub trait RouterKind {
     /// Rows of the micro-batch that share one evaluation of the losses; 0 means all of them.
     fn loss_group_rows(&self) -> usize;
 
+    /// Whether the losses of a micro-batch depend on where the others of its step send their tokens.
+    fn needs_step_load(&self) -> bool {
+        false
+    }
+
     /// Every rule between the router's keys and the decoder's sizes that does not hold.
     fn validate(&self, decoder: &DecoderConfig) -> Vec<ConfigProblem>;
 }
@@ -81,7 +100,7 @@ pub trait RouterKind {
 /// Where a router is called.
 #[derive(Debug, Clone, Copy)]
 pub struct RouteContext<'a> {
-    /// Index of the layer.
+    /// Index among the layers with experts.
     pub layer: usize,
     /// Present in training.
     pub losses: Option<&'a LossContext>,
@@ -97,6 +116,18 @@ pub struct LossContext {
     pub num_groups: usize,
     /// Noise of the variational encoder.
     pub noise: LatentNoise,
+    /// What the whole step sends where, for routers that ask for it
+    /// ([`RouterKind::needs_step_load`]); `None` when this micro-batch is the whole step.
+    pub step_load: Option<StepLoad>,
+}
+
+/// The load of all micro-batches of a step, known before the first backward pass.
+#[derive(Debug, Clone)]
+pub struct StepLoad {
+    /// Tokens per expert and layer, padding left out, `[num_experts]` each.
+    pub expert_counts: Vec<Tensor<1, Int>>,
+    /// Tokens of this micro-batch over the mean of all micro-batches of the step.
+    pub relative_tokens: f64,
 }
 
 /// Standard normal noise, given as a value so that every step can be replayed.

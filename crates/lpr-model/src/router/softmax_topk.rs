@@ -103,7 +103,13 @@ impl RouterKind for SoftmaxTopkConfig {
         let aux = match self.aux_loss {
             AuxLossForm::None => None,
             AuxLossForm::Pooled => Some(aux_loss::load_balancing_loss(&balances())),
-            AuxLossForm::Switch => Some(aux_loss::switch_loss(&balances())),
+            AuxLossForm::Switch | AuxLossForm::PerSequence => {
+                Some(aux_loss::switch_loss(&balances()))
+            }
+            AuxLossForm::GlobalBatch => Some(match &context.step_load {
+                Some(step) => aux_loss::global_batch_loss(&balances(), step),
+                None => aux_loss::switch_loss(&balances()),
+            }),
         };
         if let Some(value) = aux {
             losses.push(RouterLoss {
@@ -124,7 +130,14 @@ impl RouterKind for SoftmaxTopkConfig {
     }
 
     fn loss_group_rows(&self) -> usize {
-        self.loss_group_rows
+        match self.aux_loss {
+            AuxLossForm::PerSequence => 1,
+            _ => self.loss_group_rows,
+        }
+    }
+
+    fn needs_step_load(&self) -> bool {
+        self.aux_loss == AuxLossForm::GlobalBatch
     }
 
     fn validate(&self, _decoder: &DecoderConfig) -> Vec<ConfigProblem> {
@@ -134,9 +147,21 @@ impl RouterKind for SoftmaxTopkConfig {
                 "router.aux_loss_weight",
                 format!(
                     "is {}, but router.aux_loss = \"none\" has nothing to weigh; \
-                     use 0, or router.aux_loss = \"pooled\" or \"switch\"",
+                     use 0, or one of the other forms, for example router.aux_loss = \"switch\"",
                     self.aux_loss_weight
                 ),
+            ));
+        }
+        let rows = self.loss_group_rows;
+        let form = match self.aux_loss {
+            AuxLossForm::PerSequence => "\"per_sequence\" takes each row alone",
+            AuxLossForm::GlobalBatch => "\"global_batch\" takes all rows of a step",
+            _ => return problems,
+        };
+        if rows != 0 {
+            problems.push(ConfigProblem::new(
+                "router.loss_group_rows",
+                format!("is {rows}, but router.aux_loss = {form}; use 0"),
             ));
         }
         problems

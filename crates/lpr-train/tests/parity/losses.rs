@@ -131,6 +131,7 @@ pub fn load_balancing(_: &Golden, case: &mut Case) {
         }),
         num_groups: 1,
         noise: LatentNoise::Given(Vec::new()),
+        step_load: None,
     };
     for name in [
         "hf_global",

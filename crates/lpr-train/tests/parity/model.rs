@@ -4,7 +4,7 @@ use burn::tensor::{DType, Tensor};
 use lpr_data::TokenBatch;
 use lpr_model::hugging_face::{from_hugging_face, to_hugging_face};
 use lpr_model::parameters::{TensorMap, parameter_shapes, parameter_values, with_parameter_values};
-use lpr_model::router::{AuxLossForm, RouterConfig, SoftmaxTopkConfig};
+use lpr_model::router::{AuxLossForm, RouterConfig, SigmoidTopkConfig, SoftmaxTopkConfig};
 use lpr_model::{CausalLm, FamilyConfig, LatentNoise};
 use lpr_train::batch::MicroBatch;
 use lpr_train::objective::objective;
@@ -17,44 +17,103 @@ use crate::losses::{ints, next_tokens};
 use crate::moe_block::dense_weights;
 use crate::router::lpr_config;
 
+/// (our key, theirs) of what the families have in common.
+const COMMON: [(&str, &str); 9] = [
+    ("vocab_size", "vocab_size"),
+    ("hidden_size", "hidden_size"),
+    ("num_hidden_layers", "num_hidden_layers"),
+    ("num_attention_heads", "num_attention_heads"),
+    ("top_k", "num_experts_per_tok"),
+    ("rms_norm_eps", "rms_norm_eps"),
+    ("rope_theta", "rope_theta"),
+    ("initializer_range", "initializer_range"),
+    ("tie_word_embeddings", "tie_word_embeddings"),
+];
+
+/// (our key, theirs) of what a family has beside that.
+fn own_keys(family: &str) -> &'static [(&'static str, &'static str)] {
+    match family {
+        "qwen3_moe" => &[
+            ("num_key_value_heads", "num_key_value_heads"),
+            ("head_dim", "head_dim"),
+            ("num_experts", "num_experts"),
+            ("moe_intermediate_size", "moe_intermediate_size"),
+        ],
+        "mixtral" => &[
+            ("num_key_value_heads", "num_key_value_heads"),
+            ("num_experts", "num_local_experts"),
+            ("moe_intermediate_size", "intermediate_size"),
+        ],
+        "deepseek_v3" => &[
+            ("q_lora_rank", "q_lora_rank"),
+            ("kv_lora_rank", "kv_lora_rank"),
+            ("qk_nope_head_dim", "qk_nope_head_dim"),
+            ("qk_rope_head_dim", "qk_rope_head_dim"),
+            ("v_head_dim", "v_head_dim"),
+            ("num_experts", "n_routed_experts"),
+            ("num_shared_experts", "n_shared_experts"),
+            ("moe_intermediate_size", "moe_intermediate_size"),
+            ("first_k_dense_replace", "first_k_dense_replace"),
+        ],
+        other => panic!("family {other} is not known here"),
+    }
+}
+
 /// Our configs of a reference model.
 pub fn configs(theirs: &Value) -> (FamilyConfig, RouterConfig) {
-    let mut ours = json!({ "family": "qwen3_moe", "top_k": theirs["num_experts_per_tok"] });
-    for key in [
-        "vocab_size",
-        "hidden_size",
-        "num_hidden_layers",
-        "num_attention_heads",
-        "num_key_value_heads",
-        "head_dim",
-        "moe_intermediate_size",
-        "num_experts",
-        "rms_norm_eps",
-        "rope_theta",
-        "initializer_range",
-        "tie_word_embeddings",
-    ] {
-        ours[key] = theirs[key].clone();
+    let model_type = theirs["model_type"].as_str().unwrap();
+    let family = model_type.strip_suffix("_lpr").unwrap_or(model_type);
+    let mut ours = json!({ "family": family });
+    for (key, their_key) in COMMON.iter().chain(own_keys(family)) {
+        ours[key] = theirs[their_key].clone();
     }
-    let router = if theirs["model_type"].as_str().unwrap().ends_with("_lpr") {
-        RouterConfig::Lpr(lpr_config(theirs))
+    let number = |key: &str| theirs[key].as_u64().unwrap();
+    match family {
+        "mixtral" => {
+            let default = number("hidden_size") / number("num_attention_heads");
+            ours["head_dim"] = theirs["head_dim"].as_u64().unwrap_or(default).into();
+        }
+        "deepseek_v3" => {
+            assert_eq!(theirs["rope_interleave"], true, "only pairs are rotated");
+            if number("first_k_dense_replace") > 0 {
+                ours["intermediate_size"] = theirs["intermediate_size"].clone();
+            }
+        }
+        _ => {}
+    }
+    let router = if model_type == family {
+        vanilla_router(family, theirs)
     } else {
-        RouterConfig::SoftmaxTopk(SoftmaxTopkConfig {
-            norm_topk_prob: theirs["norm_topk_prob"].as_bool().unwrap(),
-            aux_loss: AuxLossForm::Pooled,
-            aux_loss_weight: theirs["router_aux_loss_coef"].as_f64().unwrap(),
-            equiv_accum: 1.0,
-            ..SoftmaxTopkConfig::default()
-        })
+        RouterConfig::Lpr(lpr_config(theirs))
     };
     (serde_json::from_value(ours).unwrap(), router)
+}
+
+/// The router that a family comes with.
+pub fn vanilla_router(family: &str, theirs: &Value) -> RouterConfig {
+    if family == "deepseek_v3" {
+        return RouterConfig::SigmoidTopk(SigmoidTopkConfig {
+            norm_topk_prob: theirs["norm_topk_prob"].as_bool().unwrap(),
+            routed_scaling_factor: theirs["routed_scaling_factor"].as_f64().unwrap(),
+            n_group: theirs["n_group"].as_u64().unwrap() as usize,
+            topk_group: theirs["topk_group"].as_u64().unwrap() as usize,
+            ..SigmoidTopkConfig::default()
+        });
+    }
+    RouterConfig::SoftmaxTopk(SoftmaxTopkConfig {
+        norm_topk_prob: family == "mixtral" || theirs["norm_topk_prob"].as_bool().unwrap(),
+        aux_loss: AuxLossForm::Pooled,
+        aux_loss_weight: theirs["router_aux_loss_coef"].as_f64().unwrap_or(0.0),
+        equiv_accum: 1.0,
+        ..SoftmaxTopkConfig::default()
+    })
 }
 
 /// A model with the weights of a reference.
 pub fn build(theirs: &Value, weights: TensorMap) -> (CausalLm, RouterConfig) {
     let (family, router) = configs(theirs);
     let model = CausalLm::new(&family.decoder(), &router, 0, &autodiff());
-    let weights = from_hugging_face(weights, &parameter_shapes(&model));
+    let weights = from_hugging_face(weights, &parameter_shapes(&model), family.naming());
     let weights = weights.unwrap_or_else(|e| panic!("{e}"));
     let model = with_parameter_values(model, weights).unwrap_or_else(|e| panic!("{e}"));
     (model, router)
@@ -91,8 +150,9 @@ pub fn weights(_: &Golden, case: &mut Case) {
     let weights = case.inputs("");
     let config = &case.entry.config;
     let config = config.get("model").unwrap_or(config).clone();
+    let naming = configs(&config).0.naming();
     let (model, _) = build(&config, weights);
-    for (name, tensor) in to_hugging_face(&parameter_values(&model)) {
+    for (name, tensor) in to_hugging_face(&parameter_values(&model), naming) {
         let values: Vec<f64> = tensor.values.iter().map(|&v| f64::from(v)).collect();
         case.expect(&name, &values);
     }
@@ -145,14 +205,16 @@ pub fn forward_backward(golden: &Golden, case: &mut Case) {
     let losses = router.losses(&output.routings, &context);
     if is_lpr {
         case.expect_tensor("reg_sum", regularizer(&router, &output.routings, &context));
-    } else {
-        case.expect_tensor("aux_loss", losses[0].value.clone());
+    } else if let Some(aux) = losses.first() {
+        case.expect_tensor("aux_loss", aux.value.clone());
     }
     let loss = objective(sum, &losses, batch.num_targets, 1);
     let mut gradients = GradientSum::default();
     gradients.add(&model, loss.backward());
     case.expect_tensor("loss", loss);
-    case.expect_gradients("grad.", &to_hugging_face(&gradients.to_host(&model)));
+    let naming = configs(&config).0.naming();
+    let gradients = to_hugging_face(&gradients.to_host(&model), naming);
+    case.expect_gradients("grad.", &gradients);
 }
 
 /// The router's losses without the factor of all of them together.

@@ -2,11 +2,13 @@
 
 use burn::tensor::{DType, Int, Tensor};
 use lpr_model::config::MoeConfig;
+use lpr_model::hugging_face::Naming;
 use lpr_model::moe::MoeLayer;
 use lpr_model::random::ParamInit;
-use lpr_model::router::{RouteContext, RouterConfig, SoftmaxTopkConfig};
+use lpr_model::router::RouteContext;
 
 use crate::case::{Case, Golden, autodiff, values};
+use crate::model::vanilla_router;
 use crate::router;
 
 /// Routing weights spread over all experts, zero where not chosen.
@@ -23,19 +25,29 @@ pub fn dense_weights(routing: &lpr_model::Routing) -> Vec<f64> {
 pub fn block(_: &Golden, case: &mut Case) {
     let config = case.entry.config.clone();
     let size = |key: &str| config[key].as_u64().unwrap() as usize;
-    let moe = MoeConfig {
-        num_experts: size("num_experts"),
-        top_k: size("top_k"),
-        moe_intermediate_size: size("moe_intermediate_size"),
+    let arch = config["arch"].as_str().unwrap();
+    let (num_experts, width, naming) = match arch {
+        "qwen3_moe" => ("num_experts", "moe_intermediate_size", Naming::Mlp),
+        "mixtral" => (
+            "num_local_experts",
+            "intermediate_size",
+            Naming::BlockSparseMoe,
+        ),
+        "deepseek_v3" => ("n_routed_experts", "moe_intermediate_size", Naming::Mlp),
+        other => panic!("arch {other} is not known here"),
     };
-    let kind = RouterConfig::SoftmaxTopk(SoftmaxTopkConfig {
-        norm_topk_prob: config["norm_topk_prob"].as_bool().unwrap(),
-        ..SoftmaxTopkConfig::default()
-    });
+    let shared = config["n_shared_experts"].as_u64().unwrap_or(0) as usize;
+    let moe = MoeConfig {
+        num_experts: size(num_experts),
+        top_k: size("top_k"),
+        moe_intermediate_size: size(width),
+        shared_intermediate_size: shared * size(width),
+    };
     let device = autodiff();
     let init = ParamInit::new(0, 0.02, &device);
+    let kind = vanilla_router(arch, &config);
     let layer = MoeLayer::new(&init, size("hidden"), &moe, &kind);
-    let layer = router::load(layer, case, "", "");
+    let layer = router::load_as(layer, case.inputs("param."), "", "", naming);
 
     let x = case.input("x").leaf::<3>(DType::F32);
     let [batch, sequence, hidden] = x.dims();
@@ -53,7 +65,8 @@ pub fn block(_: &Golden, case: &mut Case) {
     let objective = (y * cotangent.reshape([batch * sequence, hidden])).sum();
     let gradients = objective.backward();
     case.expect_tensor("grad.x", x.grad(&gradients).unwrap());
-    router::expect_gradients(&layer, gradients, case, "", "");
+    let named = router::named_gradients(&layer, gradients, "", "", naming);
+    case.expect_gradients("grad.param.", &named);
 }
 
 fn sorted_rows(indices: &Tensor<2, Int>) -> Vec<f64> {

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use burn::module::Module;
 use burn::tensor::{DType, Tensor};
-use lpr_model::hugging_face::{from_hugging_face, to_hugging_face};
+use lpr_model::hugging_face::{Naming, from_hugging_face, to_hugging_face};
 use lpr_model::parameters::{
     HostTensor, ParameterVisitor, TensorMap, parameter_shapes, visit_parameters,
     with_parameter_values,
@@ -72,20 +72,34 @@ pub fn similarity(name: &str) -> Similarity {
 /// apply.
 const PREFIX: &str = "model.layers.0.mlp.";
 
+/// The same in a family's own names.
+fn prefix(naming: Naming) -> &'static str {
+    match naming {
+        Naming::Mlp => PREFIX,
+        Naming::BlockSparseMoe => "model.layers.0.block_sparse_moe.",
+    }
+}
+
 /// Loads `{params}{name}` of the file, where `theirs` is the part's name in Hugging Face's block and
 /// `ours` in ours.
 pub fn load<M: Module>(module: M, case: &mut Case, theirs: &str, ours: &str) -> M {
-    load_values(module, case.inputs("param."), theirs, ours)
+    load_as(module, case.inputs("param."), theirs, ours, Naming::Mlp)
 }
 
-/// Loads `params`, under their names below `theirs`.
-pub fn load_values<M: Module>(module: M, params: TensorMap, theirs: &str, ours: &str) -> M {
-    let params = renamed(params, |name| format!("{PREFIX}{theirs}{name}"));
+/// [`load`] of given `params`, and for a family with names of its own.
+pub fn load_as<M: Module>(
+    module: M,
+    params: TensorMap,
+    theirs: &str,
+    ours: &str,
+    naming: Naming,
+) -> M {
+    let params = renamed(params, |name| format!("{}{theirs}{name}", prefix(naming)));
     let shapes: Vec<_> = parameter_shapes(&module)
         .into_iter()
         .map(|(name, shape)| (format!("{PREFIX}{ours}{name}"), shape))
         .collect();
-    let values = from_hugging_face(params, &shapes).unwrap_or_else(|e| panic!("{e}"));
+    let values = from_hugging_face(params, &shapes, naming).unwrap_or_else(|e| panic!("{e}"));
     let prefix = format!("{PREFIX}{ours}");
     let values = renamed(values, |name| {
         name.strip_prefix(&prefix).unwrap().to_owned()
@@ -101,20 +115,24 @@ pub fn expect_gradients<M: Module>(
     theirs: &str,
     ours: &str,
 ) {
-    let named = named_gradients(module, gradients, theirs, ours);
+    let named = named_gradients(module, gradients, theirs, ours, Naming::Mlp);
     case.expect_gradients("grad.param.", &named);
 }
 
-/// The gradients of `module` under their names below `theirs`; zero where none arrived.
+/// The gradients of `module` under a family's names below `theirs`; zero where none arrived.
 pub fn named_gradients<M: Module>(
     module: &M,
     gradients: burn::tensor::Gradients,
     theirs: &str,
     ours: &str,
+    naming: Naming,
 ) -> TensorMap {
     struct Collect(burn::tensor::Gradients, BTreeMap<String, HostTensor>);
     impl ParameterVisitor for Collect {
         fn visit<const D: usize>(&mut self, name: &str, p: &burn::module::Param<Tensor<D>>) {
+            if !p.val().is_require_grad() {
+                return;
+            }
             let gradient = p.val().grad_remove(&mut self.0);
             let gradient = gradient.unwrap_or_else(|| p.val().inner().zeros_like());
             self.1
@@ -124,8 +142,8 @@ pub fn named_gradients<M: Module>(
     let mut collect = Collect(gradients, BTreeMap::new());
     visit_parameters(module, &mut collect);
     let named = renamed(collect.1, |name| format!("{PREFIX}{ours}{name}"));
-    let prefix = format!("{PREFIX}{theirs}");
-    renamed(to_hugging_face(&named), |name| {
+    let prefix = format!("{}{theirs}", prefix(naming));
+    renamed(to_hugging_face(&named, naming), |name| {
         name.strip_prefix(&prefix).unwrap().to_owned()
     })
 }
@@ -161,6 +179,7 @@ fn setup(case: &mut Case, config: LprConfig) -> Setup {
             is_token: None,
             num_groups: 1,
             noise: LatentNoise::Given(vec![case.input("eps").tensor(F32)]),
+            step_load: None,
         },
     }
 }

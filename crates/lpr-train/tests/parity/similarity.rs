@@ -2,11 +2,12 @@
 
 use burn::module::{Module, Param};
 use burn::tensor::{DType, Tensor};
+use lpr_model::hugging_face::Naming;
 use lpr_model::random::ParamInit;
 use lpr_model::router::{AnySimilarity, Latent, LprConfig};
 
 use crate::case::{Case, Golden, autodiff};
-use crate::router::{load_values, named_gradients, renamed, similarity};
+use crate::router::{load_as, named_gradients, renamed, similarity};
 
 const F32: DType = DType::F32;
 
@@ -67,7 +68,7 @@ pub fn metric(_: &Golden, case: &mut Case) {
         similarity: lpr.similarity.init(&lpr.metric(num_experts), &init),
     };
     let parameters = parameters.into_iter().collect();
-    let compared = load_values(compared, parameters, "gate.", "router.");
+    let compared = load_as(compared, parameters, "gate.", "router.", Naming::Mlp);
 
     for (output, cotangent, gradient) in [
         ("scores", "cot_scores", "grad_scores"),
@@ -102,7 +103,7 @@ pub fn metric(_: &Golden, case: &mut Case) {
                 leaf.grad(&gradients).unwrap(),
             );
         }
-        let named = named_gradients(&compared, gradients, "gate.", "router.");
+        let named = named_gradients(&compared, gradients, "gate.", "router.", Naming::Mlp);
         case.expect_gradients(&format!("{gradient}."), &renamed(named, in_file));
     }
 }

@@ -3,7 +3,7 @@
 
 use burn::tensor::DType;
 use lpr_model::LatentNoise;
-use lpr_model::hugging_face::to_hugging_face;
+use lpr_model::hugging_face::{Naming, to_hugging_face};
 use lpr_model::parameters::{TensorMap, parameter_values};
 use lpr_model::router::RouterConfig;
 use lpr_train::batch::MicroBatch;
@@ -108,7 +108,7 @@ fn train(golden: &Golden, folder: &str) -> (TensorMap, Vec<(StepReport, f64)>) {
         model = next;
         log.push((report, plan.learning_rate));
     }
-    (to_hugging_face(&parameter_values(&model)), log)
+    (to_hugging_face(&parameter_values(&model), Naming::Mlp), log)
 }
 
 fn optimizer_config(theirs: &Value) -> OptimizerConfig {

@@ -34,6 +34,7 @@ fn losses(rows: usize, name: &str, is_token: Option<&[f32]>, device: &Device) ->
         is_token: is_token.map(|mask| Tensor::from_floats(mask, device)),
         num_groups: 1,
         noise: LatentNoise::Given(vec![normal(name, rows, 3, device)]),
+        step_load: None,
     }
 }
 
@@ -152,6 +153,7 @@ fn groups_are_averaged_whether_or_not_padding_is_masked() {
                 is_token: Some(Tensor::from_floats(&mask[start..start + length], &device)),
                 num_groups,
                 noise: LatentNoise::Given(vec![noise.clone().narrow(0, start, length)]),
+                step_load: None,
             };
             let routing = route(&router, x.clone().narrow(0, start, length), Some(&context));
             routing

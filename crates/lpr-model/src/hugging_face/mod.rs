@@ -3,7 +3,9 @@
 //! | ours | Hugging Face 4.x | layout |
 //! |---|---|---|
 //! | `self_attn.*_proj.weight` `[in, out]` | the same name, `[out, in]` | transposed |
+//! | `self_attn.kv_a_proj_with_mqa.weight` `[in, out]` | the same name, `[out, in]` | transposed |
 //! | `mlp.router.weight` | `mlp.gate.weight` | transposed |
+//! | `mlp.router.correction_bias` | `mlp.gate.e_score_correction_bias` | same |
 //! | `mlp.experts.gate_up_proj` `[E, in, 2 * inner]` | `mlp.experts.{e}.gate_proj.weight`, `up_proj` `[inner, in]` | split, transposed |
 //! | `mlp.experts.down_proj` `[E, inner, out]` | `mlp.experts.{e}.down_proj.weight` `[out, inner]` | split, transposed |
 //! | `mlp.router.prototypes` | `mlp.gate.expert_keys` | same |
@@ -16,175 +18,19 @@
 //! | `mlp.router.running.*` | `mlp.gate.ema_*` | same |
 //!
 //! Beside log-variances the prototypes are called `mlp.gate.expert_keys_mu` there. Everything else
-//! has the same name and layout in both. The LPR names are the released code's.
+//! has the same name and layout in both. The LPR names are the released code's. With
+//! [`Naming::BlockSparseMoe`] `mlp` is `block_sparse_moe` there, and an expert's `gate_proj`,
+//! `down_proj` and `up_proj` are `w1`, `w2` and `w3`.
 
+mod names;
+
+pub use names::Naming;
+
+use self::names::{KEYS, Layout, rename_means, rule};
 use crate::parameters::{HostTensor, ParameterMismatch, TensorMap};
 
-/// How one of our parameters is laid out there.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Layout {
-    Same,
-    Transposed,
-    /// One transposed matrix per expert and name; several names share the columns equally.
-    PerExpert(&'static [&'static str]),
-}
-
-/// (our suffix, theirs, layout); the first match counts.
-const RULES: &[(&str, &str, Layout)] = &[
-    (
-        "experts.gate_up_proj",
-        "experts",
-        Layout::PerExpert(&["gate_proj", "up_proj"]),
-    ),
-    (
-        "experts.down_proj",
-        "experts",
-        Layout::PerExpert(&["down_proj"]),
-    ),
-    ("mlp.router.weight", "mlp.gate.weight", Layout::Transposed),
-    (
-        "mlp.router.prototypes",
-        "mlp.gate.expert_keys",
-        Layout::Same,
-    ),
-    (
-        "mlp.router.encoder.norm.weight",
-        "mlp.gate.norm.weight",
-        Layout::Same,
-    ),
-    (
-        "mlp.router.encoder.norm.bias",
-        "mlp.gate.norm.bias",
-        Layout::Same,
-    ),
-    (
-        "mlp.router.encoder.projection.weight",
-        "mlp.gate.encoder.weight",
-        Layout::Transposed,
-    ),
-    (
-        "mlp.router.encoder.projection.bias",
-        "mlp.gate.encoder.bias",
-        Layout::Same,
-    ),
-    (
-        "mlp.router.aligner.weight",
-        "mlp.gate.out_proj.weight",
-        Layout::Transposed,
-    ),
-    (
-        "mlp.router.aligner.bias",
-        "mlp.gate.out_proj.bias",
-        Layout::Same,
-    ),
-    (
-        "mlp.router.similarity.log_sigma",
-        "mlp.gate.similarity_func.log_sigma",
-        Layout::Same,
-    ),
-    (
-        "mlp.router.similarity.projections.q_proj.weight",
-        "mlp.gate.similarity_func.q_proj.weight",
-        Layout::Transposed,
-    ),
-    (
-        "mlp.router.similarity.projections.q_proj.bias",
-        "mlp.gate.similarity_func.q_proj.bias",
-        Layout::Same,
-    ),
-    (
-        "mlp.router.similarity.projections.k_proj.weight",
-        "mlp.gate.similarity_func.k_proj.weight",
-        Layout::Transposed,
-    ),
-    (
-        "mlp.router.similarity.projections.k_proj.bias",
-        "mlp.gate.similarity_func.k_proj.bias",
-        Layout::Same,
-    ),
-    (
-        "mlp.router.similarity.projections.q_norm.weight",
-        "mlp.gate.similarity_func.q_norm.weight",
-        Layout::Same,
-    ),
-    (
-        "mlp.router.similarity.projections.k_norm.weight",
-        "mlp.gate.similarity_func.k_norm.weight",
-        Layout::Same,
-    ),
-    (
-        "mlp.router.similarity.v_proj.weight",
-        "mlp.gate.similarity_func.v_proj.weight",
-        Layout::Transposed,
-    ),
-    (
-        "mlp.router.similarity.v_proj.bias",
-        "mlp.gate.similarity_func.v_proj.bias",
-        Layout::Same,
-    ),
-    (
-        "mlp.router.similarity.prototype_log_var",
-        "mlp.gate.expert_keys_logvar",
-        Layout::Same,
-    ),
-    (
-        "mlp.router.similarity.projection.weight",
-        "mlp.gate.proj.weight",
-        Layout::Transposed,
-    ),
-    (
-        "mlp.router.similarity.projection.bias",
-        "mlp.gate.proj.bias",
-        Layout::Same,
-    ),
-    ("mlp.router.running.sums", "mlp.gate.ema_sums", Layout::Same),
-    (
-        "mlp.router.running.counts",
-        "mlp.gate.ema_counts",
-        Layout::Same,
-    ),
-    ("_proj.weight", "_proj.weight", Layout::Transposed),
-    ("", "", Layout::Same),
-];
-
-/// Their name (without the expert's part) and layout of our parameter `name`.
-fn rule(name: &str) -> (String, Layout) {
-    let (ours, theirs, layout) = RULES
-        .iter()
-        .find(|(ours, _, _)| name.ends_with(ours))
-        .expect("the last rule fits every name");
-    (
-        format!("{}{theirs}", &name[..name.len() - ours.len()]),
-        *layout,
-    )
-}
-
-/// The released code's names of prototypes, alone and beside their log-variances.
-const KEYS: [&str; 3] = [
-    "mlp.gate.expert_keys",
-    "mlp.gate.expert_keys_mu",
-    "mlp.gate.expert_keys_logvar",
-];
-
-/// Renames the prototypes that have log-variances beside them.
-fn rename_means(theirs: &mut TensorMap, from: &str, to: &str) {
-    let [_, _, log_var] = KEYS;
-    let prefixes: Vec<String> = theirs
-        .keys()
-        .filter_map(|name| name.strip_suffix(log_var).map(str::to_owned))
-        .collect();
-    for prefix in prefixes {
-        let target = format!("{prefix}{to}");
-        if !theirs.contains_key(&target)
-            && let Some(means) = theirs.remove(&format!("{prefix}{from}"))
-        {
-            theirs.insert(target, means);
-        }
-    }
-}
-
 /// Renames and lays out our parameters (or their gradients) as Hugging Face does.
-pub fn to_hugging_face(ours: &TensorMap) -> TensorMap {
+pub fn to_hugging_face(ours: &TensorMap, naming: Naming) -> TensorMap {
     let mut theirs = TensorMap::new();
     for (name, tensor) in ours {
         let (target, layout) = rule(name);
@@ -203,7 +49,10 @@ pub fn to_hugging_face(ours: &TensorMap) -> TensorMap {
         }
     }
     rename_means(&mut theirs, KEYS[0], KEYS[1]);
-    theirs
+    let named = theirs.into_iter();
+    named
+        .map(|(name, tensor)| (naming.of_family(&name), tensor))
+        .collect()
 }
 
 /// Finds our parameters, given by name and shape, among Hugging Face's tensors.
@@ -211,22 +60,25 @@ pub fn to_hugging_face(ours: &TensorMap) -> TensorMap {
 /// # Errors
 /// If a tensor is missing, has another shape, or is left over; all such problems are listed.
 pub fn from_hugging_face(
-    mut theirs: TensorMap,
+    theirs: TensorMap,
     shapes: &[(String, Vec<usize>)],
+    naming: Naming,
 ) -> Result<TensorMap, ParameterMismatch> {
-    rename_means(&mut theirs, KEYS[1], KEYS[0]);
     let mut problems = Vec::new();
     let mut ours = TensorMap::new();
+    let mut theirs = in_mlp_form(theirs, naming, &mut problems);
+    rename_means(&mut theirs, KEYS[1], KEYS[0]);
     for (name, shape) in shapes {
         let (source, layout) = rule(name);
         let mut take = |source: &str, wanted: Vec<usize>| match theirs.remove(source) {
             None => {
-                problems.push(format!("`{source}` is missing"));
+                problems.push(format!("`{}` is missing", naming.of_family(source)));
                 None
             }
             Some(found) if found.shape != wanted => {
                 problems.push(format!(
-                    "`{source}` has shape {:?}, the model needs {wanted:?}",
+                    "`{}` has shape {:?}, the model needs {wanted:?}",
+                    naming.of_family(source),
                     found.shape
                 ));
                 None
@@ -255,16 +107,31 @@ pub fn from_hugging_face(
         };
         ours.extend(tensor.map(|tensor| (name.clone(), tensor)));
     }
-    problems.extend(
-        theirs
-            .keys()
-            .map(|name| format!("`{name}` is not used by the model")),
-    );
+    problems.extend(theirs.keys().map(|name| unused(&naming.of_family(name))));
     if problems.is_empty() {
         Ok(ours)
     } else {
         Err(ParameterMismatch(problems))
     }
+}
+
+/// All tensors under their names in the form [`Naming::Mlp`]; a name that the family does not give is
+/// a problem.
+fn in_mlp_form(theirs: TensorMap, naming: Naming, problems: &mut Vec<String>) -> TensorMap {
+    let mut named = TensorMap::new();
+    for (name, tensor) in theirs {
+        match naming.in_mlp_form(&name) {
+            Some(name) => {
+                named.insert(name, tensor);
+            }
+            None => problems.push(unused(&name)),
+        }
+    }
+    named
+}
+
+fn unused(name: &str) -> String {
+    format!("`{name}` is not used by the model")
 }
 
 fn transposed(tensor: &HostTensor) -> HostTensor {
@@ -347,7 +214,7 @@ mod tests {
 
     #[test]
     fn experts_become_one_transposed_matrix_each() {
-        let theirs = to_hugging_face(&ours());
+        let theirs = to_hugging_face(&ours(), Naming::Mlp);
         let up = &theirs["model.layers.3.mlp.experts.1.up_proj.weight"];
         // Expert 1 starts at 12; its row r has columns 12 + 4 r ..; up is the last two of them.
         assert_eq!(up.shape, [2, 3]);
@@ -374,7 +241,7 @@ mod tests {
                 .iter()
                 .map(|(n, t)| (n.clone(), t.shape.clone()))
                 .collect();
-            let theirs = to_hugging_face(&ours);
+            let theirs = to_hugging_face(&ours, Naming::Mlp);
             let names = theirs
                 .keys()
                 .filter_map(|n| n.strip_prefix("model.layers.3.mlp.gate."));
@@ -382,7 +249,10 @@ mod tests {
                 .filter(|n| !n.starts_with("out_proj"))
                 .map(str::to_owned);
             let names = names.collect();
-            assert_eq!(from_hugging_face(theirs, &shapes).as_ref(), Ok(&ours));
+            assert_eq!(
+                from_hugging_face(theirs, &shapes, Naming::Mlp).as_ref(),
+                Ok(&ours)
+            );
             names
         };
         assert_eq!(keys(false), ["ema_counts", "expert_keys"]);
@@ -397,8 +267,37 @@ mod tests {
             .iter()
             .map(|(n, t)| (n.clone(), t.shape.clone()))
             .collect();
-        let back = from_hugging_face(to_hugging_face(&ours), &shapes).expect("complete");
-        assert_eq!(back, ours);
+        for naming in [Naming::Mlp, Naming::BlockSparseMoe] {
+            let theirs = to_hugging_face(&ours, naming);
+            let back = from_hugging_face(theirs, &shapes, naming).expect("complete");
+            assert_eq!(back, ours);
+        }
+    }
+
+    #[test]
+    fn mixtral_has_its_own_names() {
+        let (ours, mixtral) = (ours(), Naming::BlockSparseMoe);
+        let (usual, theirs) = (
+            to_hugging_face(&ours, Naming::Mlp),
+            to_hugging_face(&ours, mixtral),
+        );
+        assert_eq!(usual.len(), theirs.len());
+        for (part, theirs_part) in [("gate_proj", "w1"), ("down_proj", "w2"), ("up_proj", "w3")] {
+            assert_eq!(
+                usual[&format!("model.layers.3.mlp.experts.1.{part}.weight")],
+                theirs[&format!("model.layers.3.block_sparse_moe.experts.1.{theirs_part}.weight")]
+            );
+        }
+        assert!(theirs.contains_key("model.layers.3.block_sparse_moe.gate.out_proj.bias"));
+        // Tensors of another family are not taken for Mixtral's, and problems say Mixtral's names.
+        let shapes: Vec<_> = ours
+            .iter()
+            .map(|(n, t)| (n.clone(), t.shape.clone()))
+            .collect();
+        let ParameterMismatch(problems) =
+            from_hugging_face(usual, &shapes, mixtral).expect_err("other names");
+        let missing = "`model.layers.3.block_sparse_moe.experts.1.w2.weight` is missing";
+        assert!(problems.iter().any(|p| p == missing), "{problems:?}");
     }
 
     #[test]
@@ -408,12 +307,12 @@ mod tests {
             .iter()
             .map(|(n, t)| (n.clone(), t.shape.clone()))
             .collect();
-        let mut theirs = to_hugging_face(&ours);
+        let mut theirs = to_hugging_face(&ours, Naming::Mlp);
         theirs.remove("lm_head.weight");
         theirs.remove("model.layers.3.mlp.experts.1.up_proj.weight");
         theirs.insert("extra".into(), counting(&[1]));
         let ParameterMismatch(problems) =
-            from_hugging_face(theirs, &shapes).expect_err("incomplete");
+            from_hugging_face(theirs, &shapes, Naming::Mlp).expect_err("incomplete");
         assert_eq!(problems.len(), 3, "{problems:?}");
     }
 }
