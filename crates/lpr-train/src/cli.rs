@@ -84,7 +84,7 @@ pub struct TrainArgs {
     #[arg(long, value_name = "PATH", num_args = 0..=1, require_equals = true)]
     #[arg(default_missing_value = "")]
     resume: Option<OsString>,
-    /// Where to compute: cpu, wgpu, cuda or cuda:N. Overrides train.device.
+    /// Where to compute; this build has only `cpu`. Overrides `train.device`.
     #[arg(long, value_name = "DEVICE", env = "LPR_DEVICE")]
     pub device: Option<String>,
     /// Print the resolved configuration and what would be done, and stop.
@@ -140,7 +140,7 @@ pub struct EvalArgs {
     /// Stop after so many tokens; `eval.max_tokens` of the run if absent.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     pub max_tokens: Option<u64>,
-    /// Where to compute: cpu, wgpu, cuda or cuda:N.
+    /// Where to compute; this build has only `cpu`.
     #[arg(long, value_name = "DEVICE", env = "LPR_DEVICE")]
     pub device: Option<String>,
     /// Print one JSON object.
