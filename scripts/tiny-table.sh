@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Trains every tiny config given (default: all of them) on the same text and prints one table row each,
-# measured on the whole validation data.
+# measured on the whole validation data. Paths are relative to the project's folder.
 #
 #   scripts/tiny-table.sh 'fineweb/*.parquet' 'c4/*.json.gz' tokenizer.json runs/table [CONFIG...]
 set -euo pipefail

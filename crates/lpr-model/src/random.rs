@@ -39,11 +39,6 @@ impl Stream {
         Self(mix(self.0 ^ mix(index.wrapping_add(0x9e37_79b9_7f4a_7c15))))
     }
 
-    /// The stream as a plain number, to hand on as a seed.
-    pub fn seed(self) -> u64 {
-        self.0
-    }
-
     /// The first `len` standard normal numbers of the stream.
     pub fn standard_normal(self, len: usize) -> Vec<f32> {
         let mut values = vec![0.0_f32; len];

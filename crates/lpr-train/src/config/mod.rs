@@ -104,15 +104,6 @@ impl Default for OptimizerConfig {
     }
 }
 
-/// The number format of the computation.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "snake_case")]
-pub enum Precision {
-    /// 32-bit floating point throughout.
-    #[default]
-    F32,
-}
-
 /// The `[train]` section.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
@@ -133,10 +124,8 @@ pub struct TrainConfig {
     /// Seed of everything random.
     #[schemars(range(min = 0, max = 9_223_372_036_854_775_807_u64))]
     pub seed: u64,
-    /// Where to compute: "cpu", "wgpu", "cuda" or "cuda:N".
+    /// Where to compute; "cpu" is the only device of this build.
     pub device: String,
-    /// The number format of the computation.
-    pub precision: Precision,
     /// The folder of the run; "runs/" and the name of the last configuration file if absent.
     pub run_dir: Option<PathBuf>,
 }
@@ -150,7 +139,6 @@ impl Default for TrainConfig {
             gradient_accumulation_steps: 1,
             seed: 42,
             device: "cpu".to_owned(),
-            precision: Precision::F32,
             run_dir: None,
         }
     }
