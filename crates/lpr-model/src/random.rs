@@ -5,16 +5,20 @@
 //! holds (two routers start from the same experts), any step can be replayed, and neither threads
 //! nor the order of initialization matter.
 
+use std::convert::Infallible;
+
 use burn::module::{Param, ParamId};
 use burn::tensor::{Device, Shape, Tensor, TensorData};
+use rand_core::TryRng;
+use rand_distr::{Distribution, StandardNormal};
 use rayon::prelude::*;
 
 /// One independent stream of numbers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Stream(u64);
 
-/// Pairs of normal numbers made by one rayon task.
-const PAIRS_PER_TASK: usize = 1 << 14;
+/// Numbers made by one rayon task.
+const BLOCK: usize = 1 << 15;
 
 impl Stream {
     /// The root stream of a run.
@@ -43,31 +47,50 @@ impl Stream {
     pub fn standard_normal(self, len: usize) -> Vec<f32> {
         let mut values = vec![0.0_f32; len];
         values
-            .par_chunks_mut(2 * PAIRS_PER_TASK)
+            .par_chunks_mut(BLOCK)
             .enumerate()
-            .for_each(|(task, chunk)| {
-                for (pair, out) in chunk.chunks_mut(2).enumerate() {
-                    let (first, second) = self.normal_pair((task * PAIRS_PER_TASK + pair) as u64);
-                    out[0] = first;
-                    if let Some(slot) = out.get_mut(1) {
-                        *slot = second;
-                    }
+            .for_each(|(block, values)| {
+                for (index, value) in values.iter_mut().enumerate() {
+                    let mut words = self.words((block * BLOCK + index) as u64);
+                    *value = StandardNormal.sample(&mut words);
                 }
             });
         values
+    }
+
+    /// The random words of one number; nearly always the first is enough.
+    fn words(self, index: u64) -> Words {
+        Words(mix(self.0.wrapping_add(index)))
     }
 
     fn tensor<const D: usize>(self, shape: [usize; D], device: &Device) -> Tensor<D> {
         let values = self.standard_normal(shape.iter().product());
         Tensor::from_data(TensorData::new(values, shape), device)
     }
+}
 
-    /// Box-Muller on two uniform numbers in (0, 1] and [0, 1).
-    fn normal_pair(self, index: u64) -> (f32, f32) {
-        let uniform = |word: u64| (mix(self.0.wrapping_add(word)) >> 11) as f64 / 2_f64.powi(53);
-        let radius = (-2.0 * (1.0 - uniform(2 * index)).ln()).sqrt();
-        let (sin, cos) = (std::f64::consts::TAU * uniform(2 * index + 1)).sin_cos();
-        ((radius * cos) as f32, (radius * sin) as f32)
+/// Words of which each follows from the one before it.
+struct Words(u64);
+
+impl TryRng for Words {
+    type Error = Infallible;
+
+    fn try_next_u64(&mut self) -> Result<u64, Infallible> {
+        let word = self.0;
+        self.0 = mix(word ^ 0x776f_7264);
+        Ok(word)
+    }
+
+    fn try_next_u32(&mut self) -> Result<u32, Infallible> {
+        self.try_next_u64().map(|word| (word >> 32) as u32)
+    }
+
+    fn try_fill_bytes(&mut self, target: &mut [u8]) -> Result<(), Infallible> {
+        for chunk in target.chunks_mut(8) {
+            let word = self.try_next_u64()?.to_le_bytes();
+            chunk.copy_from_slice(&word[..chunk.len()]);
+        }
+        Ok(())
     }
 }
 
