@@ -8,6 +8,7 @@ use crate::{
         tensor::{consecutive, floats, floats_mut},
     },
     dispatch::has_cpu_kernel,
+    profile::span,
 };
 use burn::{
     backend::{Flex, flex::FlexTensor},
@@ -75,6 +76,7 @@ impl AdamW {
         weight_decay: f64,
         step: u64,
     ) -> (Tensor<D>, Moments<D>) {
+        let _span = span("adamw");
         let dims = param.dims();
         assert_eq!(
             grad.dims(),

@@ -8,6 +8,7 @@ use crate::{
         visibility::{Documents, Visibility},
     },
     dispatch::{has_cpu_kernel, record},
+    profile::span,
 };
 use burn::{
     backend::{
@@ -61,6 +62,7 @@ pub fn causal_attention(
     mask: Option<&SequenceMask>,
     scale: f64,
 ) -> Tensor<4> {
+    let _span = span("causal_attention");
     check_shapes(&query, &key, &value, mask);
     if !has_cpu_kernel(&query) {
         return portable(query, key, value, mask, scale);
@@ -233,6 +235,7 @@ fn recorded<C: CheckpointStrategy>(
         .map(FloatTensor::<Autodiff<Flex, C>>::node);
     let tensors = tensors.map(FloatTensor::<Autodiff<Flex, C>>::into_primitive);
     record::<C, _, 3>(
+        "causal_attention",
         nodes,
         |keep| {
             let inputs = Inputs::new(tensors, mask, scale);

@@ -1,6 +1,7 @@
 //! Where an operation runs, and how a kernel with a hand-written gradient joins the graph of Burn's
 //! autodiff.
 
+use crate::profile::span;
 use burn::{
     backend::{
         Autodiff, DispatchDevice, Flex,
@@ -26,8 +27,9 @@ pub(crate) fn has_cpu_kernel<const D: usize>(tensor: &Tensor<D>) -> bool {
 /// kept for it.
 ///
 /// `forward` is told whether to keep something. `backward` turns the gradient of the output into
-/// those of the parents.
+/// those of the parents; that is a span of this `name`.
 pub(crate) fn record<C: CheckpointStrategy, S, const N: usize>(
+    name: &'static str,
     parents: [NodeGuard; N],
     forward: impl FnOnce(bool) -> (FlexTensor, Option<S>),
     backward: fn(S, FlexTensor) -> [FlexTensor; N],
@@ -35,7 +37,7 @@ pub(crate) fn record<C: CheckpointStrategy, S, const N: usize>(
 where
     S: Clone + Send + std::fmt::Debug + 'static,
 {
-    let operation = Operation { backward };
+    let operation = Operation { name, backward };
     match operation.prepare::<C>(parents).compute_bound().stateful() {
         OpsKind::Tracked(prepared) => {
             let (output, kept) = forward(true);
@@ -49,6 +51,7 @@ where
 /// A node of the graph.
 #[derive(Debug)]
 struct Operation<S, const N: usize> {
+    name: &'static str,
     backward: fn(S, FlexTensor) -> [FlexTensor; N],
 }
 
@@ -59,6 +62,7 @@ where
     type State = S;
 
     fn backward(self, ops: Ops<S, N>, grads: &mut Gradients, _checkpointer: &mut Checkpointer) {
+        let _span = span(self.name);
         let grad = grads.consume::<Flex>(&ops.node);
         let parent_grads = (self.backward)(ops.state, grad);
         for (parent, grad) in ops.parents.into_iter().zip(parent_grads) {

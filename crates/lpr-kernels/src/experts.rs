@@ -9,6 +9,7 @@ use crate::{
         tensor::{consecutive, floats, floats_mut, from_floats, integers},
     },
     dispatch::{has_cpu_kernel, record},
+    profile::span,
 };
 use burn::{
     backend::{
@@ -52,6 +53,7 @@ pub fn experts(
     routing_weights: Tensor<2>,
     expert_indices: Tensor<2, Int>,
 ) -> Tensor<2> {
+    let _span = span("experts");
     let [tokens, hidden] = hidden_states.dims();
     let [num_experts, intermediate, _] = down_proj.dims();
     assert!(
@@ -238,6 +240,7 @@ impl<C: CheckpointStrategy> Experts for Autodiff<Flex, C> {
         let nodes = inputs.each_ref().map(FloatTensor::<Self>::node);
         let inputs = inputs.map(|input| consecutive(input.into_primitive()));
         record::<C, _, 4>(
+            "experts",
             nodes,
             |keep| forward(inputs, expert_indices, keep),
             backward,

@@ -4,6 +4,7 @@
 //! |---|---|
 //! | [`experts`] | the expert block: each token through its own few `SwiGLU` networks |
 //! | [`linear_cross_entropy`] | output projection and cross-entropy, without all logits at once |
+//! | [`linear`] | a linear map of the last axis |
 //! | [`causal_attention`] | grouped-query attention over packed documents |
 //! | [`rms_norm`], [`rotary`], [`silu_mul`] | the small operations between them |
 //! | [`AdamW::update`], [`squared_norm`] | one optimizer step, and the norm to clip by |
@@ -22,8 +23,8 @@
 //! - The loops choose the best of AVX-512, AVX2 with FMA and portable code when they first run. The
 //!   environment variable `LPR_KERNELS` = `portable`, `avx2` or `avx512`, read once, sets an upper
 //!   limit; asking for more than the CPU has gives what it has, and another value is no limit.
-//!   [`instruction_set`] tells the choice. The matrix products inside choose for themselves, so
-//!   that results may differ in the last digits from one kind of CPU to another.
+//!   [`instruction_set`] tells the choice. Results may differ in the last digits from one
+//!   instruction set to another.
 //! - A tensor whose elements are not consecutive in memory is copied first.
 
 mod adamw;
@@ -32,8 +33,10 @@ mod attention;
 mod cpu;
 mod dispatch;
 mod experts;
+mod linear;
 mod linear_cross_entropy;
 mod norm;
+pub mod profile;
 mod rotary;
 mod squared_norm;
 mod swiglu;
@@ -45,6 +48,7 @@ pub use allocator::keep_freed_memory;
 pub use attention::{SequenceMask, causal_attention};
 pub use cpu::{InstructionSet, instruction_set};
 pub use experts::experts;
+pub use linear::linear;
 pub use linear_cross_entropy::{IGNORE_INDEX, linear_cross_entropy};
 pub use norm::rms_norm;
 pub use rotary::rotary;

@@ -7,6 +7,7 @@ use crate::{
         tensor::{consecutive, floats, from_floats, integers, scale},
     },
     dispatch::{has_cpu_kernel, record},
+    profile::span,
 };
 use burn::{
     backend::{
@@ -47,6 +48,7 @@ pub fn linear_cross_entropy(
     weight: Tensor<2>,
     targets: Tensor<1, Int>,
 ) -> Tensor<1> {
+    let _span = span("linear_cross_entropy");
     let ([rows, hidden], [_, weight_hidden], [num_targets]) =
         (hidden_states.dims(), weight.dims(), targets.dims());
     assert!(
@@ -142,6 +144,7 @@ impl<C: CheckpointStrategy> LinearCrossEntropy for Autodiff<Flex, C> {
         let (hidden_states, hidden_node) = hidden_states.into_parts();
         let (weight, weight_node) = weight.into_parts();
         record::<C, _, 2>(
+            "linear_cross_entropy",
             [hidden_node, weight_node],
             |keep| forward(hidden_states, weight, targets, keep),
             |gradients, grad| {

@@ -6,6 +6,7 @@ use crate::{
         tensor::{consecutive, floats, from_floats},
     },
     dispatch::{has_cpu_kernel, record},
+    profile::span,
 };
 use burn::{
     backend::{
@@ -27,6 +28,7 @@ use burn::{
 ///
 /// If the last axis of `x` and `weight` differ in size or are empty.
 pub fn rms_norm<const D: usize>(x: Tensor<D>, weight: Tensor<1>, eps: f64) -> Tensor<D> {
+    let _span = span("rms_norm");
     let [size] = weight.dims();
     assert_eq!(
         x.dims().last(),
@@ -73,6 +75,7 @@ impl<C: CheckpointStrategy> RmsNorm for Autodiff<Flex, C> {
         let ((x, x_node), (weight, weight_node)) = (x.into_parts(), weight.into_parts());
         let (x, weight) = (consecutive(x), consecutive(weight));
         record::<C, _, 2>(
+            "rms_norm",
             [x_node, weight_node],
             |keep| (forward(&x, &weight, eps), keep.then_some((x, weight, eps))),
             |(x, weight, eps), grad| {

@@ -6,6 +6,7 @@ use crate::{
         tensor::{consecutive, floats, from_floats},
     },
     dispatch::{has_cpu_kernel, record},
+    profile::span,
 };
 use burn::{
     backend::{
@@ -30,6 +31,7 @@ use burn::{
 ///
 /// If the shapes do not fit together or `head_dim` is odd.
 pub fn rotary(x: Tensor<4>, cos: Tensor<3>, sin: Tensor<3>) -> Tensor<4> {
+    let _span = span("rotary");
     let [batch, seq, _, head_dim] = x.dims();
     let [table_batch, table_seq, half] = cos.dims();
     assert_eq!(
@@ -87,6 +89,7 @@ impl<C: CheckpointStrategy> Rotary for Autodiff<Flex, C> {
         let cos = consecutive(cos.into_primitive());
         let sin = consecutive(sin.into_primitive());
         record::<C, _, 1>(
+            "rotary",
             [x_node],
             |keep| (rotate(x, &cos, &sin, false), keep.then_some((cos, sin))),
             |(cos, sin), grad| [rotate(grad, &cos, &sin, true)],

@@ -6,6 +6,7 @@ use crate::{
         tensor::{consecutive, floats},
     },
     dispatch::has_cpu_kernel,
+    profile::span,
 };
 use burn::{backend::Flex, tensor::Tensor};
 
@@ -22,6 +23,7 @@ const CHUNK: usize = 4096;
 ///
 /// If the device cannot be read.
 pub fn squared_norm<const D: usize>(grad: &Tensor<D>) -> f64 {
+    let _span = span("squared_norm");
     let grad = grad.clone().inner();
     if has_cpu_kernel(&grad) {
         let grad = grad.try_into_primitive::<Flex>();

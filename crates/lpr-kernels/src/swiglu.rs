@@ -6,6 +6,7 @@ use crate::{
         tensor::{consecutive, floats, from_floats},
     },
     dispatch::{has_cpu_kernel, record},
+    profile::span,
 };
 use burn::{
     backend::{
@@ -26,6 +27,7 @@ use burn::{
 ///
 /// If the shapes differ.
 pub fn silu_mul<const D: usize>(gate: Tensor<D>, up: Tensor<D>) -> Tensor<D> {
+    let _span = span("silu_mul");
     assert_eq!(
         gate.dims(),
         up.dims(),
@@ -60,6 +62,7 @@ impl<C: CheckpointStrategy> SiluMul for Autodiff<Flex, C> {
         let ((gate, gate_node), (up, up_node)) = (gate.into_parts(), up.into_parts());
         let (gate, up) = (consecutive(gate), consecutive(up));
         record::<C, _, 2>(
+            "silu_mul",
             [gate_node, up_node],
             |keep| (forward(&gate, &up), keep.then_some((gate, up))),
             |(gate, up), grad| {

@@ -238,10 +238,10 @@ impl<'a> Block<'a> {
 
     /// The products of each row of `lhs` (of a query) with each row of `rhs` (of a key), `[queries,
     /// keys]`.
-    fn by_key(&self, lhs: Matrix<'_>, rhs: Matrix<'_>) -> Vec<f32> {
+    fn by_key(&self, level: Level, lhs: Matrix<'_>, rhs: Matrix<'_>) -> Vec<f32> {
         let (queries, keys) = (self.queries.len(), self.keys.len());
         let mut products = new_buffer(queries * keys);
-        MatrixMut::new(&mut products, queries, keys).set_product(lhs, rhs.transposed());
+        MatrixMut::new(&mut products, queries, keys).set_product(level, lhs, rhs.transposed());
         // SAFETY: the product wrote all of it.
         unsafe { written(products) }
     }
@@ -269,7 +269,7 @@ impl<'a> Block<'a> {
             return;
         }
         let keys = self.keys.len();
-        let mut scores = self.by_key(self.query(), self.key());
+        let mut scores = self.by_key(level, self.query(), self.key());
         let rows = self.queries.clone().zip(scores.chunks_exact_mut(keys));
         for ((query, scores), log_sum) in rows.zip(log_sums) {
             let seen = self.seen(query, scores);
@@ -281,7 +281,8 @@ impl<'a> Block<'a> {
                 softmax(level, &mut scores[seen], self.operands.scale)
             });
         }
-        output.set_product(Matrix::new(&scores, self.queries.len(), keys), self.value());
+        let probs = Matrix::new(&scores, self.queries.len(), keys);
+        output.set_product(level, probs, self.value());
     }
 
     /// Writes the gradient of the queries and adds to those of the keys and values.
@@ -305,8 +306,8 @@ impl<'a> Block<'a> {
         let (queries, keys) = (self.queries.len(), self.keys.len());
         let out_head = sizes.output(self.row, self.head);
         let grad = out_head.matrix(results.grad, self.queries.clone());
-        let mut probs = self.by_key(self.query(), self.key());
-        let mut score_grads = self.by_key(grad, self.value());
+        let mut probs = self.by_key(level, self.query(), self.key());
+        let mut score_grads = self.by_key(level, grad, self.value());
         let rows = probs
             .chunks_exact_mut(keys)
             .zip(score_grads.chunks_exact_mut(keys));
@@ -326,11 +327,11 @@ impl<'a> Block<'a> {
         }
         let probs = Matrix::new(&probs, queries, keys);
         let score_grads = Matrix::new(&score_grads, queries, keys);
-        query_grad.set_product(score_grads, self.key());
+        query_grad.set_product(level, score_grads, self.key());
         // SAFETY: the caller vouches that these gradients were written.
         unsafe {
-            value_grad.add_product(probs.transposed(), grad);
-            key_grad.add_product(score_grads.transposed(), self.query());
+            value_grad.add_product(level, probs.transposed(), grad);
+            key_grad.add_product(level, score_grads.transposed(), self.query());
         }
     }
 }

@@ -57,10 +57,9 @@ impl Operands<'_> {
         slots.map(|&slot| self.routing_weights[slot]).collect()
     }
 
-    /// The token rows `[tokens, hidden]` of these rows.
-    fn gather(&self, rows: &Range<usize>, source: &[f32]) -> Vec<f32> {
-        let hidden = self.sizes.hidden;
-        self.routes.gather(rows, source, hidden, &(0..hidden))
+    /// The token rows of `source` `[tokens, hidden]` that belong to these rows.
+    fn of_tokens<'a>(&'a self, rows: &Range<usize>, source: &'a [f32]) -> Matrix<'a> {
+        Matrix::listed(source, self.routes.tokens(rows), self.sizes.hidden)
     }
 }
 
@@ -108,9 +107,9 @@ fn forward_block(
 ) {
     let (hidden, inner) = (operands.sizes.hidden, operands.sizes.intermediate);
     let rows = block.rows.len();
-    let x = operands.gather(&block.rows, operands.hidden_states);
     MatrixMut::new(gate_up, rows, 2 * inner).set_product(
-        Matrix::new(&x, rows, hidden),
+        level,
+        operands.of_tokens(&block.rows, operands.hidden_states),
         operands.gate_up_of(block.expert),
     );
     // SAFETY: the product wrote all of it.
@@ -121,6 +120,7 @@ fn forward_block(
     // SAFETY: the loop wrote all rows.
     let activated = unsafe { written(activated) };
     MatrixMut::new(output, rows, hidden).set_product(
+        level,
         Matrix::new(&activated, rows, inner),
         operands.down_of(block.expert),
     );
@@ -200,7 +200,7 @@ pub(crate) fn backward(
         activated: &activated,
         output: grad,
     };
-    let (gate_up_proj, down_proj) = projection_grads(&operands, results);
+    let (gate_up_proj, down_proj) = projection_grads(level, &operands, results);
     Gradients {
         hidden_states,
         gate_up_proj,
@@ -236,10 +236,10 @@ fn backward_block(
     } = target;
     let (hidden, inner) = (operands.sizes.hidden, operands.sizes.intermediate);
     let rows = block.rows.len();
-    let grad = operands.gather(&block.rows, grad);
     let mut activated_grad = new_buffer(rows * inner);
     MatrixMut::new(&mut activated_grad, rows, inner).set_product(
-        Matrix::new(&grad, rows, hidden),
+        level,
+        operands.of_tokens(&block.rows, grad),
         operands.down_of(block.expert).transposed(),
     );
     // SAFETY: the product wrote all of it.
@@ -253,6 +253,7 @@ fn backward_block(
         weight_grads,
     );
     MatrixMut::new(input_grads, rows, hidden).set_product(
+        level,
         Matrix::new(gate_up, rows, 2 * inner),
         operands.gate_up_of(block.expert).transposed(),
     );
@@ -271,7 +272,11 @@ struct RowGradients<'a> {
 
 /// The gradients of both projections: per expert, products over all of its rows, cut along the
 /// hidden axis where an expert has many rows.
-fn projection_grads(operands: &Operands<'_>, results: RowGradients<'_>) -> (Vec<f32>, Vec<f32>) {
+fn projection_grads(
+    level: Level,
+    operands: &Operands<'_>,
+    results: RowGradients<'_>,
+) -> (Vec<f32>, Vec<f32>) {
     let sizes = operands.sizes;
     let (hidden, inner) = (sizes.hidden, sizes.intermediate);
     let in_parts = |expert_rows: ExpertRows| {
@@ -298,18 +303,14 @@ fn projection_grads(operands: &Operands<'_>, results: RowGradients<'_>) -> (Vec<
             )
         };
         let x = operands
-            .routes
-            .gather(&rows, operands.hidden_states, hidden, &cols);
-        let output = operands.routes.gather(&rows, results.output, hidden, &cols);
+            .of_tokens(&rows, operands.hidden_states)
+            .cols(cols.clone());
+        let output = operands.of_tokens(&rows, results.output).cols(cols);
         let of_rows = |data, width| matrix_of_rows(data, &rows, width);
-        gate_up_target.set_product(
-            Matrix::new(&x, rows.len(), cols.len()).transposed(),
-            of_rows(results.gate_up, 2 * inner),
-        );
-        down_target.set_product(
-            of_rows(results.activated, inner).transposed(),
-            Matrix::new(&output, rows.len(), cols.len()),
-        );
+        let gate_up = of_rows(results.gate_up, 2 * inner);
+        let activated = of_rows(results.activated, inner);
+        gate_up_target.set_product(level, x.transposed(), gate_up);
+        down_target.set_product(level, activated.transposed(), output);
     });
     // SAFETY: the tasks cover every expert and all of the hidden axis; a product over no rows
     // writes zeros.

@@ -54,9 +54,6 @@ impl fmt::Display for InstructionSet {
 
 /// The instruction set in use: the best one of this CPU that the environment variable `LPR_KERNELS`
 /// (`portable`, `avx2` or `avx512`, read once) does not rule out.
-///
-/// It covers the loops of this crate; the matrix products of the `gemm` crate choose for
-/// themselves.
 pub fn instruction_set() -> InstructionSet {
     Level::current().instruction_set()
 }

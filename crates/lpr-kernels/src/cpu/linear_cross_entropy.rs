@@ -111,13 +111,13 @@ pub(crate) fn loss_and_gradients(
                 let rhs = Matrix::new(&chunk.hidden_states, targets.len(), hidden);
                 let mut target = MatrixMut::new(weight_grad, cols, hidden);
                 if index == 0 {
-                    target.set_product(lhs, rhs);
+                    target.set_product(level, lhs, rhs);
                 } else {
                     // SAFETY: the first chunk wrote all of it.
-                    unsafe { target.add_product(lhs, rhs) };
+                    unsafe { target.add_product(level, lhs, rhs) };
                 }
             });
-        chunk.hidden_gradient(logits, &mut hidden_grad);
+        chunk.hidden_gradient(level, logits, &mut hidden_grad);
     }
     // SAFETY: the first chunk wrote every tile; without a chunk it was filled with zeros.
     let weight = unsafe { written(weight_grad) };
@@ -167,6 +167,7 @@ impl<'a> Chunk<'a> {
         let (rows, hidden) = (self.targets.len(), self.operands.hidden);
         let cols = weight.len() / hidden;
         MatrixMut::new(logits, rows, cols).set_product(
+            level,
             Matrix::new(&self.hidden_states, rows, hidden),
             Matrix::new(weight, cols, hidden).transposed(),
         );
@@ -224,7 +225,7 @@ impl<'a> Chunk<'a> {
 
     /// Writes the rows of the hidden gradient that belong to this chunk, from the gradient of its
     /// logits.
-    fn hidden_gradient(&self, logit_grad: &[f32], hidden_grad: &mut [f32]) {
+    fn hidden_gradient(&self, level: Level, logit_grad: &[f32], hidden_grad: &mut [f32]) {
         let Operands { hidden, weight, .. } = self.operands;
         let rows = self.targets.len();
         let mut grad = new_buffer(rows * hidden);
@@ -244,7 +245,7 @@ impl<'a> Chunk<'a> {
                 let lhs = Matrix::new(&logit_grad[row * cols..], num_rows, cols);
                 let rhs = Matrix::strided(&weight[col..], cols, num_cols, hidden);
                 // SAFETY: it was cleared above.
-                unsafe { target.add_product(lhs, rhs) };
+                unsafe { target.add_product(level, lhs, rhs) };
             }
         });
         // SAFETY: the blocks cover the matrix, and each was cleared at least.

@@ -1,20 +1,25 @@
-//! Matrix products on one thread, by the `gemm` crate, behind views that are checked to lie within
-//! their data.
-//!
-//! Parallel work is cut into products of fixed shapes by the callers, so that results do not depend
-//! on the number of threads.
+//! Views of matrices that are checked to lie within their data.
 
-use super::buffer::NewFloat;
-use std::marker::PhantomData;
+use super::{Level, buffer::NewFloat, product};
+use std::{marker::PhantomData, ops::Range};
 
-/// A matrix to read.
+/// A matrix to read: stored rows, each of consecutive elements, as they are or transposed.
 #[derive(Clone, Copy)]
 pub(crate) struct Matrix<'a> {
     data: &'a [f32],
-    rows: usize,
-    cols: usize,
-    row_stride: usize,
-    col_stride: usize,
+    rows: Rows<'a>,
+    /// Distance of stored rows.
+    stride: usize,
+    /// Elements of a stored row.
+    width: usize,
+    transposed: bool,
+}
+
+/// Which rows of the data are stored rows of the matrix.
+#[derive(Clone, Copy)]
+enum Rows<'a> {
+    First(usize),
+    Listed(&'a [usize]),
 }
 
 impl<'a> Matrix<'a> {
@@ -23,29 +28,98 @@ impl<'a> Matrix<'a> {
         Self::strided(data, rows, cols, cols)
     }
 
-    /// Rows that start `row_stride` elements apart.
-    pub(crate) fn strided(data: &'a [f32], rows: usize, cols: usize, row_stride: usize) -> Self {
+    /// Rows that start `stride` elements apart.
+    pub(crate) fn strided(data: &'a [f32], rows: usize, cols: usize, stride: usize) -> Self {
         assert!(
-            rows == 0 || (rows - 1) * row_stride + cols <= data.len(),
+            rows == 0 || (rows - 1) * stride + cols <= data.len(),
             "a matrix within its data"
         );
         Self {
             data,
-            rows,
-            cols,
-            row_stride,
-            col_stride: 1,
+            rows: Rows::First(rows),
+            stride,
+            width: cols,
+            transposed: false,
+        }
+    }
+
+    /// The `listed` ones of the rows of `data`, which have `cols` elements.
+    pub(crate) fn listed(data: &'a [f32], listed: &'a [usize], cols: usize) -> Self {
+        Self {
+            data,
+            rows: Rows::Listed(listed),
+            stride: cols,
+            width: cols,
+            transposed: false,
+        }
+    }
+
+    /// Some rows.
+    pub(crate) fn rows(self, rows: Range<usize>) -> Self {
+        if self.transposed {
+            return self.transposed().cols(rows).transposed();
+        }
+        match self.rows {
+            Rows::First(count) => {
+                assert!(rows.end <= count, "rows within the matrix");
+                let start = (rows.start * self.stride).min(self.data.len());
+                Self {
+                    data: &self.data[start..],
+                    rows: Rows::First(rows.len()),
+                    ..self
+                }
+            }
+            Rows::Listed(listed) => Self {
+                rows: Rows::Listed(&listed[rows]),
+                ..self
+            },
+        }
+    }
+
+    /// Some columns.
+    pub(crate) fn cols(self, cols: Range<usize>) -> Self {
+        if self.transposed {
+            return self.transposed().rows(cols).transposed();
+        }
+        assert!(cols.end <= self.width, "columns within the matrix");
+        Self {
+            data: &self.data[cols.start.min(self.data.len())..],
+            width: cols.len(),
+            ..self
         }
     }
 
     /// The transposed matrix.
     pub(crate) fn transposed(self) -> Self {
         Self {
-            data: self.data,
-            rows: self.cols,
-            cols: self.rows,
-            row_stride: self.col_stride,
-            col_stride: self.row_stride,
+            transposed: !self.transposed,
+            ..self
+        }
+    }
+
+    pub(super) fn is_transposed(self) -> bool {
+        self.transposed
+    }
+
+    /// A stored row.
+    pub(super) fn stored_row(self, index: usize) -> &'a [f32] {
+        let row = match self.rows {
+            Rows::First(_) => index,
+            Rows::Listed(listed) => listed[index],
+        };
+        &self.data[row * self.stride..][..self.width]
+    }
+
+    /// Rows and columns.
+    pub(crate) fn dims(self) -> [usize; 2] {
+        let rows = match self.rows {
+            Rows::First(count) => count,
+            Rows::Listed(listed) => listed.len(),
+        };
+        if self.transposed {
+            [self.width, rows]
+        } else {
+            [rows, self.width]
         }
     }
 }
@@ -85,9 +159,9 @@ impl<'a> MatrixMut<'a> {
     }
 
     /// Writes the product `lhs rhs`.
-    pub(crate) fn set_product(&mut self, lhs: Matrix<'_>, rhs: Matrix<'_>) {
+    pub(crate) fn set_product(&mut self, level: Level, lhs: Matrix<'_>, rhs: Matrix<'_>) {
         // SAFETY: nothing is read from the target.
-        unsafe { self.product(lhs, rhs, false) }
+        unsafe { self.product(level, lhs, rhs, false) }
     }
 
     /// Adds the product `lhs rhs`.
@@ -95,56 +169,31 @@ impl<'a> MatrixMut<'a> {
     /// # Safety
     ///
     /// Every element must have been written before.
-    pub(crate) unsafe fn add_product(&mut self, lhs: Matrix<'_>, rhs: Matrix<'_>) {
+    pub(crate) unsafe fn add_product(&mut self, level: Level, lhs: Matrix<'_>, rhs: Matrix<'_>) {
         // SAFETY: the caller vouches for the elements of the target.
-        unsafe { self.product(lhs, rhs, true) }
+        unsafe { self.product(level, lhs, rhs, true) }
     }
 
     /// # Safety
     ///
     /// With `add`, every element must have been written before.
-    unsafe fn product(&mut self, lhs: Matrix<'_>, rhs: Matrix<'_>, add: bool) {
+    unsafe fn product(&mut self, level: Level, lhs: Matrix<'_>, rhs: Matrix<'_>, add: bool) {
+        let ([rows, depth], [rhs_rows, cols]) = (lhs.dims(), rhs.dims());
         assert!(
-            lhs.rows == self.rows && rhs.cols == self.cols && lhs.cols == rhs.rows,
-            "[{}, {}] = [{}, {}] x [{}, {}]",
+            [rows, cols, depth] == [self.rows, self.cols, rhs_rows],
+            "[{}, {}] = [{rows}, {depth}] x [{rhs_rows}, {cols}]",
             self.rows,
             self.cols,
-            lhs.rows,
-            lhs.cols,
-            rhs.rows,
-            rhs.cols
         );
-        if lhs.cols == 0 {
+        if depth == 0 {
             if !add {
                 self.clear();
             }
             return;
         }
-        // SAFETY: the views lie within their data and their shapes fit together; the target is
-        // exclusive.
-        unsafe {
-            gemm::gemm(
-                self.rows,
-                self.cols,
-                lhs.cols,
-                self.data,
-                1,
-                self.row_stride as isize,
-                add,
-                lhs.data.as_ptr(),
-                lhs.col_stride as isize,
-                lhs.row_stride as isize,
-                rhs.data.as_ptr(),
-                rhs.col_stride as isize,
-                rhs.row_stride as isize,
-                1.0,
-                1.0,
-                false,
-                false,
-                false,
-                gemm::Parallelism::None,
-            );
-        }
+        // SAFETY: the target is exclusive and has these rows and columns, and the caller vouches for
+        // its values.
+        unsafe { product::product(level, self.data, self.row_stride, lhs, rhs, add) };
     }
 
     /// Writes zeros.

@@ -1,6 +1,5 @@
 //! The choices of experts, ordered by expert.
 
-use super::buffer::{copy_to_new, new_buffer, written};
 use std::ops::Range;
 
 /// Rows of one expert that a task works on.
@@ -11,10 +10,10 @@ const BLOCK_ROWS: usize = 256;
 /// consecutive and their slots ascend.
 #[derive(Clone, Debug)]
 pub(crate) struct Routes {
-    top_k: usize,
     /// Where the rows of each expert start, and the number of rows at last.
     offsets: Vec<usize>,
     slot_of_row: Vec<usize>,
+    token_of_row: Vec<usize>,
     row_of_slot: Vec<usize>,
 }
 
@@ -55,8 +54,8 @@ impl Routes {
             *row += 1;
         }
         Self {
-            top_k,
             offsets,
+            token_of_row: slot_of_row.iter().map(|slot| slot / top_k).collect(),
             slot_of_row,
             row_of_slot,
         }
@@ -72,6 +71,10 @@ impl Routes {
 
     pub(crate) fn slots(&self, rows: &Range<usize>) -> &[usize] {
         &self.slot_of_row[rows.clone()]
+    }
+
+    pub(crate) fn tokens(&self, rows: &Range<usize>) -> &[usize] {
+        &self.token_of_row[rows.clone()]
     }
 
     /// All rows of every expert, also of those without any.
@@ -93,24 +96,6 @@ impl Routes {
             })
         };
         self.experts().flat_map(in_blocks).collect()
-    }
-
-    /// The columns `cols` of the token rows `source` (`width` wide) that belong to `rows`.
-    pub(crate) fn gather(
-        &self,
-        rows: &Range<usize>,
-        source: &[f32],
-        width: usize,
-        cols: &Range<usize>,
-    ) -> Vec<f32> {
-        let mut gathered = new_buffer(rows.len() * cols.len());
-        let targets = gathered.chunks_exact_mut(cols.len());
-        for (target, &slot) in targets.zip(self.slots(rows)) {
-            let start = slot / self.top_k * width;
-            copy_to_new(target, &source[start + cols.start..start + cols.end]);
-        }
-        // SAFETY: the loop wrote every row.
-        unsafe { written(gathered) }
     }
 }
 
@@ -137,6 +122,8 @@ mod tests {
         let routes = Routes::new(&[2, 0, 2, 3, 0, 2], 5, 1);
         assert_eq!(routes.slot_of_row, [1, 4, 0, 2, 5, 3]);
         assert_eq!(routes.row_of_slot, [2, 0, 3, 5, 1, 4]);
+        let by_pairs = Routes::new(&[2, 0, 2, 3, 0, 2], 5, 2);
+        assert_eq!(by_pairs.token_of_row, [0, 2, 0, 1, 2, 1]);
         let rows: Vec<_> = routes.experts().map(|e| e.rows).collect();
         assert_eq!(rows, [0..2, 2..2, 2..5, 5..6, 6..6]);
     }

@@ -11,7 +11,7 @@
     reason = "an intrinsic must end up in a function compiled for it"
 )]
 
-use std::mem::MaybeUninit;
+use std::{mem::MaybeUninit, ops::Range};
 
 #[cfg(target_arch = "x86_64")]
 mod avx2;
@@ -27,8 +27,11 @@ pub(crate) use {avx2::Avx2, avx512::Avx512};
 pub(crate) trait Simd: Copy {
     /// The vector.
     type V: Copy;
-    /// Floats in a vector.
+    /// Floats in a vector, at most 16.
     const LANES: usize;
+    /// Rows of two vectors each, at most 14, whose sums fit into the registers beside what is added
+    /// to them.
+    const TILE_ROWS: usize;
 
     /// All lanes `x`.
     fn splat(self, x: f32) -> Self::V;
@@ -71,6 +74,21 @@ pub(crate) trait Simd: Copy {
     fn sum(self, a: Self::V) -> f32;
     /// The largest lane.
     fn largest(self, a: Self::V) -> f32;
+
+    /// Writes a vector for each of the `columns`, at most `LANES` of them: its lane `i` is the
+    /// element of `rows[i]`, zero where there is none. The vectors are `stride` apart and written in
+    /// their order, so that they may overlap.
+    ///
+    /// # Safety
+    ///
+    /// `target` must be writable for these vectors.
+    unsafe fn transpose(
+        self,
+        rows: &[&[f32]; 16],
+        columns: Range<usize>,
+        target: *mut f32,
+        stride: usize,
+    );
 
     /// The first lanes of `source`; lanes beyond its end are zero.
     #[inline(always)]

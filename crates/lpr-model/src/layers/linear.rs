@@ -1,7 +1,7 @@
 //! A linear map with an optional bias.
 
 use burn::module::{Module, Param};
-use burn::tensor::{Tensor, module::linear};
+use burn::tensor::Tensor;
 
 use crate::random::ParamInit;
 
@@ -34,6 +34,10 @@ impl Linear {
     /// # Shapes
     /// `[.., in]` to `[.., out]`.
     pub fn forward<const D: usize>(&self, input: Tensor<D>) -> Tensor<D> {
-        linear(input, self.weight.val(), self.bias.as_ref().map(Param::val))
+        let output = lpr_kernels::linear(input, self.weight.val());
+        match &self.bias {
+            Some(bias) => output + bias.val().unsqueeze(),
+            None => output,
+        }
     }
 }

@@ -4,7 +4,8 @@
 //! method-spec section 0.7), Mixtral and the released Qwen3 checkpoints rescale them to sum to one.
 
 use burn::module::{Module, Param};
-use burn::tensor::{Tensor, activation::softmax, module::linear};
+use burn::tensor::{Tensor, activation::softmax};
+use lpr_kernels::linear;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -72,7 +73,7 @@ pub struct SoftmaxTopkRouter {
 
 impl Router for SoftmaxTopkRouter {
     fn route(&self, hidden_states: Tensor<2>, _context: &RouteContext<'_>) -> Routing {
-        let router_logits = linear(hidden_states, self.weight.val(), None);
+        let router_logits = linear(hidden_states, self.weight.val());
         let probabilities = softmax(router_logits.clone(), 1);
         let (chosen, expert_indices) = probabilities.topk_with_indices(self.top_k, 1);
         let routing_weights = if self.norm_topk_prob {

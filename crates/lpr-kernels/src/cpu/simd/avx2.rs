@@ -2,7 +2,7 @@
 
 use super::Simd;
 #[allow(clippy::wildcard_imports, reason = "the vocabulary of this file")]
-use std::arch::x86_64::*;
+use std::{arch::x86_64::*, ops::Range};
 
 /// The token of the AVX2 vectors.
 #[derive(Clone, Copy)]
@@ -43,6 +43,8 @@ unsafe fn first(len: usize) -> __m256i {
 impl Simd for Avx2 {
     type V = __m256;
     const LANES: usize = 8;
+    // 12 of 16 registers.
+    const TILE_ROWS: usize = 6;
 
     #[inline(always)]
     fn splat(self, x: f32) -> __m256 {
@@ -153,5 +155,51 @@ impl Simd for Avx2 {
             let a = _mm_max_ps(a, _mm_movehl_ps(a, a));
             _mm_cvtss_f32(_mm_max_ss(a, _mm_movehdup_ps(a)))
         })
+    }
+
+    #[inline(always)]
+    unsafe fn transpose(
+        self,
+        rows: &[&[f32]; 16],
+        columns: Range<usize>,
+        target: *mut f32,
+        stride: usize,
+    ) {
+        let mut v = [self.splat(0.0); 8];
+        for (v, row) in v.iter_mut().zip(rows) {
+            if let Some(row) = row.get(columns.clone()) {
+                *v = self.load(row);
+            }
+        }
+        // Pairs of rows, then fours of rows, within each half of a vector.
+        intrinsics!({
+            for i in (0..8).step_by(2) {
+                let (a, b) = (v[i], v[i + 1]);
+                (v[i], v[i + 1]) = (_mm256_unpacklo_ps(a, b), _mm256_unpackhi_ps(a, b));
+            }
+            for i in (0..8).step_by(4) {
+                let [a, b, c, d] =
+                    [v[i], v[i + 1], v[i + 2], v[i + 3]].map(|v| _mm256_castps_pd(v));
+                let fours = [
+                    _mm256_unpacklo_pd(a, c),
+                    _mm256_unpackhi_pd(a, c),
+                    _mm256_unpacklo_pd(b, d),
+                    _mm256_unpackhi_pd(b, d),
+                ];
+                for (v, four) in v[i..].iter_mut().zip(fours) {
+                    *v = _mm256_castpd_ps(four);
+                }
+            }
+            // Half `h` of `v[4 * g + j]` now holds column `4 * h + j` of rows `4 * g..4 * g + 4`.
+            for j in 0..4 {
+                let (a, b) = (v[j], v[j + 4]);
+                v[j] = _mm256_permute2f128_ps::<0x20>(a, b);
+                v[j + 4] = _mm256_permute2f128_ps::<0x31>(a, b);
+            }
+        });
+        for (index, v) in v.into_iter().take(columns.len()).enumerate() {
+            // SAFETY: the caller vouches for it.
+            unsafe { _mm256_storeu_ps(target.add(index * stride), v) };
+        }
     }
 }

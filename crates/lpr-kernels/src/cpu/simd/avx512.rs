@@ -2,7 +2,7 @@
 
 use super::Simd;
 #[allow(clippy::wildcard_imports, reason = "the vocabulary of this file")]
-use std::arch::x86_64::*;
+use std::{arch::x86_64::*, ops::Range};
 
 /// The token of the AVX-512 vectors.
 #[derive(Clone, Copy)]
@@ -34,6 +34,8 @@ fn first(len: usize) -> __mmask16 {
 impl Simd for Avx512 {
     type V = __m512;
     const LANES: usize = 16;
+    // 28 of 32 registers.
+    const TILE_ROWS: usize = 14;
 
     #[inline(always)]
     fn splat(self, x: f32) -> __m512 {
@@ -124,5 +126,61 @@ impl Simd for Avx512 {
     #[inline(always)]
     fn largest(self, a: __m512) -> f32 {
         intrinsics!(_mm512_reduce_max_ps(a))
+    }
+
+    #[inline(always)]
+    unsafe fn transpose(
+        self,
+        rows: &[&[f32]; 16],
+        columns: Range<usize>,
+        target: *mut f32,
+        stride: usize,
+    ) {
+        let mut v = [self.splat(0.0); 16];
+        for (v, row) in v.iter_mut().zip(rows) {
+            if let Some(row) = row.get(columns.clone()) {
+                *v = self.load(row);
+            }
+        }
+        // Pairs of rows, then fours of rows, within each quarter of a vector.
+        intrinsics!({
+            for i in (0..16).step_by(2) {
+                let (a, b) = (v[i], v[i + 1]);
+                (v[i], v[i + 1]) = (_mm512_unpacklo_ps(a, b), _mm512_unpackhi_ps(a, b));
+            }
+            for i in (0..16).step_by(4) {
+                let [a, b, c, d] =
+                    [v[i], v[i + 1], v[i + 2], v[i + 3]].map(|v| _mm512_castps_pd(v));
+                let fours = [
+                    _mm512_unpacklo_pd(a, c),
+                    _mm512_unpackhi_pd(a, c),
+                    _mm512_unpacklo_pd(b, d),
+                    _mm512_unpackhi_pd(b, d),
+                ];
+                for (v, four) in v[i..].iter_mut().zip(fours) {
+                    *v = _mm512_castpd_ps(four);
+                }
+            }
+            // Quarter `q` of `v[4 * g + j]` now holds column `4 * q + j` of rows `4 * g..4 * g + 4`.
+            for j in 0..4 {
+                let (a, b, c, d) = (v[j], v[j + 4], v[j + 8], v[j + 12]);
+                let (ab_even, ab_odd) = (
+                    _mm512_shuffle_f32x4::<0x88>(a, b),
+                    _mm512_shuffle_f32x4::<0xdd>(a, b),
+                );
+                let (cd_even, cd_odd) = (
+                    _mm512_shuffle_f32x4::<0x88>(c, d),
+                    _mm512_shuffle_f32x4::<0xdd>(c, d),
+                );
+                v[j] = _mm512_shuffle_f32x4::<0x88>(ab_even, cd_even);
+                v[j + 4] = _mm512_shuffle_f32x4::<0x88>(ab_odd, cd_odd);
+                v[j + 8] = _mm512_shuffle_f32x4::<0xdd>(ab_even, cd_even);
+                v[j + 12] = _mm512_shuffle_f32x4::<0xdd>(ab_odd, cd_odd);
+            }
+        });
+        for (index, v) in v.into_iter().take(columns.len()).enumerate() {
+            // SAFETY: the caller vouches for it.
+            unsafe { _mm512_storeu_ps(target.add(index * stride), v) };
+        }
     }
 }

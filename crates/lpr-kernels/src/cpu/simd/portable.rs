@@ -1,6 +1,7 @@
 //! Eight floats in an array: what the compiler makes of it depends on the target.
 
 use super::Simd;
+use std::ops::Range;
 
 /// Floats in a vector.
 const LANES: usize = 8;
@@ -18,6 +19,7 @@ fn each(a: [f32; LANES], b: [f32; LANES], f: impl Fn(f32, f32) -> f32) -> [f32; 
 impl Simd for Portable {
     type V = [f32; LANES];
     const LANES: usize = LANES;
+    const TILE_ROWS: usize = 4;
 
     #[inline(always)]
     fn splat(self, x: f32) -> Self::V {
@@ -105,5 +107,20 @@ impl Simd for Portable {
     #[inline(always)]
     fn largest(self, a: Self::V) -> f32 {
         a.into_iter().fold(f32::NEG_INFINITY, f32::max)
+    }
+
+    #[inline(always)]
+    unsafe fn transpose(
+        self,
+        rows: &[&[f32]; 16],
+        columns: Range<usize>,
+        target: *mut f32,
+        stride: usize,
+    ) {
+        for (index, column) in columns.enumerate() {
+            let v: Self::V = std::array::from_fn(|i| rows[i].get(column).copied().unwrap_or(0.0));
+            // SAFETY: the caller vouches for it.
+            unsafe { self.write(target.add(index * stride), LANES, v) };
+        }
     }
 }

@@ -1,0 +1,147 @@
+//! Copies of parts of a factor in the order in which they are read.
+
+use crate::cpu::{buffer::NewFloat, matrix::Matrix, simd::Simd};
+use std::ops::Range;
+
+/// Some lines of a factor, which are its axis that is not summed over, in as few panels as hold them,
+/// and a part of the common axis.
+pub(super) struct Panels {
+    lines: Range<usize>,
+    ks: Range<usize>,
+    /// The most lines of a panel.
+    width: usize,
+    /// Whether every panel but the last has that many; else the lines are shared out evenly.
+    full: bool,
+    /// Distance of panels: room for one, and for a vector that starts in it and ends behind it.
+    length: usize,
+}
+
+impl Panels {
+    /// Rows of the left factor. A panel is `[ks, lines]`.
+    pub(super) fn of_lhs<S: Simd>(rows: Range<usize>, ks: Range<usize>) -> Self {
+        Self {
+            length: S::TILE_ROWS * ks.len() + S::LANES,
+            width: S::TILE_ROWS,
+            full: false,
+            lines: rows,
+            ks,
+        }
+    }
+
+    /// Columns of the right factor. A panel is `[ks, 2 * LANES]`.
+    pub(super) fn of_rhs<S: Simd>(cols: Range<usize>, ks: Range<usize>) -> Self {
+        Self {
+            length: 2 * S::LANES * ks.len() + S::LANES,
+            width: 2 * S::LANES,
+            full: true,
+            lines: cols,
+            ks,
+        }
+    }
+
+    pub(super) fn count(&self) -> usize {
+        self.lines.len().div_ceil(self.width)
+    }
+
+    pub(super) fn depth(&self) -> usize {
+        self.ks.len()
+    }
+
+    /// The lines of a panel.
+    #[inline(always)]
+    pub(super) fn lines(&self, panel: usize) -> Range<usize> {
+        let (len, count) = (self.lines.len(), self.count());
+        let at = |panel: usize| {
+            let line = if self.full {
+                (panel * self.width).min(len)
+            } else {
+                panel * len / count
+            };
+            self.lines.start + line
+        };
+        at(panel)..at(panel + 1)
+    }
+
+    /// Where a panel starts.
+    pub(super) fn offset(&self, panel: usize) -> usize {
+        panel * self.length
+    }
+
+    /// Floats that all panels take.
+    pub(super) fn size(&self) -> usize {
+        self.offset(self.count())
+    }
+
+    /// Distance of the steps of the common axis in a panel of so many lines.
+    fn stride(&self, lines: usize) -> usize {
+        if self.full { self.width } else { lines }
+    }
+}
+
+/// Writes the panels of the left factor.
+#[inline(always)]
+pub(super) fn pack_lhs<S: Simd>(s: S, lhs: Matrix<'_>, panels: &Panels, target: &mut [NewFloat]) {
+    if lhs.is_transposed() {
+        pack_cols(s, lhs, panels, target);
+    } else {
+        pack_rows(s, lhs, panels, target);
+    }
+}
+
+/// Writes the panels of the right factor.
+#[inline(always)]
+pub(super) fn pack_rhs<S: Simd>(s: S, rhs: Matrix<'_>, panels: &Panels, target: &mut [NewFloat]) {
+    if rhs.is_transposed() {
+        pack_rows(s, rhs, panels, target);
+    } else {
+        pack_cols(s, rhs, panels, target);
+    }
+}
+
+/// The lines are columns of the stored rows: one row after the other is shared out to the panels, so
+/// that it is read in one go.
+///
+/// A last vector may hold what follows the lines. That lands in columns that no tile keeps, in the
+/// place of the next step, which is written later, or behind the panel.
+#[inline(always)]
+fn pack_cols<S: Simd>(s: S, matrix: Matrix<'_>, panels: &Panels, target: &mut [NewFloat]) {
+    assert!(target.len() >= panels.size(), "room for all panels");
+    let target: *mut f32 = target.as_mut_ptr().cast();
+    for (step, k) in panels.ks.clone().enumerate() {
+        let row = matrix.stored_row(k);
+        for panel in 0..panels.count() {
+            let lines = panels.lines(panel);
+            let stride = panels.stride(lines.len());
+            let at = panels.offset(panel) + step * stride;
+            for part in (0..stride).step_by(S::LANES) {
+                let rest = row.get(lines.start + part..).unwrap_or_default();
+                // SAFETY: the vector starts within the panel.
+                unsafe { s.write(target.add(at + part), S::LANES, s.load(rest)) };
+            }
+        }
+    }
+}
+
+/// The lines are stored rows, so that every panel is a transposed part of the matrix.
+#[inline(always)]
+fn pack_rows<S: Simd>(s: S, matrix: Matrix<'_>, panels: &Panels, target: &mut [NewFloat]) {
+    assert!(target.len() >= panels.size(), "room for all panels");
+    let target: *mut f32 = target.as_mut_ptr().cast();
+    for panel in 0..panels.count() {
+        let lines = panels.lines(panel);
+        let stride = panels.stride(lines.len());
+        for part in (0..stride).step_by(S::LANES) {
+            let mut rows: [&[f32]; 16] = [&[]; 16];
+            let lines = lines.start + part..(lines.start + part + S::LANES).min(lines.end);
+            for (row, line) in rows.iter_mut().zip(lines) {
+                *row = &matrix.stored_row(line)[panels.ks.clone()];
+            }
+            let at = panels.offset(panel) + part;
+            for k in (0..panels.depth()).step_by(S::LANES) {
+                let columns = k..(k + S::LANES).min(panels.depth());
+                // SAFETY: the vectors start within the panel.
+                unsafe { s.transpose(&rows, columns, target.add(at + k * stride), stride) };
+            }
+        }
+    }
+}

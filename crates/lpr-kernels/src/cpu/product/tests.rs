@@ -1,0 +1,132 @@
+use super::*;
+use crate::{
+    cpu::{buffer::written, matrix::MatrixMut},
+    test_support::Random,
+};
+
+/// A product of random factors, each stored as it is or transposed, and by its definition.
+fn check(level: Level, [rows, depth, cols]: [usize; 3], transposed: [bool; 2]) {
+    let mut random = Random::new((rows * 31 + depth * 7 + cols) as u64);
+    let (lhs, rhs) = (random.floats(rows * depth), random.floats(depth * cols));
+    let view = |data, [rows, cols]: [usize; 2], transposed| {
+        if transposed {
+            Matrix::new(data, cols, rows).transposed()
+        } else {
+            Matrix::new(data, rows, cols)
+        }
+    };
+    let factors = || {
+        (
+            view(&lhs, [rows, depth], transposed[0]),
+            view(&rhs, [depth, cols], transposed[1]),
+        )
+    };
+    let at = |data: &[f32], [rows, cols]: [usize; 2], transposed, row, col| {
+        f64::from(
+            data[if transposed {
+                col * rows + row
+            } else {
+                row * cols + col
+            }],
+        )
+    };
+    let mut found = new_buffer(rows * cols);
+    let (a, b) = factors();
+    MatrixMut::new(&mut found, rows, cols).set_product(level, a, b);
+    let (a, b) = factors();
+    // SAFETY: the product was just written.
+    unsafe { MatrixMut::new(&mut found, rows, cols).add_product(level, a, b) };
+    // SAFETY: as above.
+    let found = unsafe { written(found) };
+    for (index, &found) in found.iter().enumerate() {
+        let (row, col) = (index / cols, index % cols);
+        let terms = (0..depth).map(|k| {
+            at(&lhs, [rows, depth], transposed[0], row, k)
+                * at(&rhs, [depth, cols], transposed[1], k, col)
+        });
+        let exact = 2.0 * terms.sum::<f64>();
+        // Each of `depth` additions rounds a sum of at most some multiple of sqrt(depth) by 2^-24 of it.
+        let tolerance = 2e-6 + 2e-7 * depth as f64;
+        assert!(
+            (f64::from(found) - exact).abs() <= tolerance,
+            "{level:?} [{rows}, {depth}] x [{depth}, {cols}] {transposed:?}: \
+             element {row}, {col} is {found}, not {exact}"
+        );
+    }
+}
+
+#[test]
+fn every_shape_and_layout_gives_the_product() {
+    let shapes = [
+        [1, 1, 1],
+        [2, 3, 5],
+        [14, 16, 32],
+        [13, 17, 31],
+        [15, 1, 33],
+        [29, 257, 65],
+        [3, 700, 7],
+        [97, 19, 1],
+        [1, 40, 530],
+        [31, 513, 1030],
+    ];
+    for level in Level::available() {
+        for shape in shapes {
+            for transposed in [[false, false], [false, true], [true, false], [true, true]] {
+                check(level, shape, transposed);
+            }
+        }
+    }
+}
+
+#[test]
+fn listed_rows_are_collected() {
+    let data = Random::new(3).floats(5 * 40);
+    let listed = [4, 0, 0, 3, 2, 4, 1];
+    let collected: Vec<f32> = listed
+        .iter()
+        .flat_map(|&row| data[row * 40..(row + 1) * 40].to_vec())
+        .collect();
+    let part = |whole: Matrix<'static>| whole.rows(1..6).cols(3..39);
+    let copy = part(Matrix::new(collected.leak(), listed.len(), 40));
+    let view = part(Matrix::listed(data.leak(), Box::leak(Box::new(listed)), 40));
+    for level in Level::available() {
+        let product = |lhs: Matrix<'_>, rhs: Matrix<'_>| {
+            let [rows, cols] = [lhs.dims()[0], rhs.dims()[1]];
+            let mut target = new_buffer(rows * cols);
+            MatrixMut::new(&mut target, rows, cols).set_product(level, lhs, rhs);
+            // SAFETY: the product was just written.
+            unsafe { written(target) }
+        };
+        assert_eq!(
+            product(view, view.transposed()),
+            product(copy, copy.transposed())
+        );
+        assert_eq!(
+            product(view.transposed(), view),
+            product(copy.transposed(), copy)
+        );
+    }
+}
+
+#[test]
+fn a_part_of_a_product_has_the_same_bits() {
+    let (rows, depth, cols) = (53, 300, 70);
+    let mut random = Random::new(9);
+    let (lhs, rhs) = (random.floats(rows * depth), random.floats(depth * cols));
+    for level in Level::available() {
+        let product = |first: usize, count: usize| {
+            let mut target = new_buffer(count * cols);
+            MatrixMut::new(&mut target, count, cols).set_product(
+                level,
+                Matrix::new(&lhs[first * depth..], count, depth),
+                Matrix::new(&rhs, depth, cols),
+            );
+            // SAFETY: the product was just written.
+            unsafe { written(target) }
+        };
+        let whole = product(0, rows);
+        for (first, count) in [(0, 1), (7, 20), (40, 13)] {
+            assert_eq!(product(first, count), whole[first * cols..][..count * cols]);
+        }
+    }
+}

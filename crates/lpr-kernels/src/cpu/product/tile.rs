@@ -1,0 +1,83 @@
+//! The innermost loop: a tile of the product that stays in registers.
+
+use crate::cpu::simd::Simd;
+
+/// A tile, and the panels it is made of.
+#[derive(Clone, Copy)]
+pub(super) struct Tile {
+    pub(super) depth: usize,
+    /// `[depth, rows]`
+    pub(super) lhs: *const f32,
+    /// `[depth, 2 * LANES]`
+    pub(super) rhs: *const f32,
+    pub(super) target: *mut f32,
+    pub(super) row_stride: usize,
+    /// Columns that exist, at most `2 * LANES`.
+    pub(super) cols: usize,
+    /// Whether the product is added to what is there.
+    pub(super) add: bool,
+}
+
+/// Writes a tile of `rows` rows, at least one and at most `TILE_ROWS`, or adds it.
+///
+/// # Safety
+///
+/// The panels must hold values, the target must be exclusive and writable for the tile and, to add,
+/// hold values.
+#[inline(always)]
+pub(super) unsafe fn write_tile<S: Simd>(s: S, rows: usize, tile: Tile) {
+    macro_rules! one_of {
+        ($($rows:literal)+) => {
+            match rows {
+                // SAFETY: the caller vouches for it.
+                $($rows if $rows <= S::TILE_ROWS => unsafe { write::<S, $rows>(s, tile) },)+
+                _ => unreachable!("a tile of 1 to {} rows, not {rows}", S::TILE_ROWS),
+            }
+        };
+    }
+    one_of!(1 2 3 4 5 6 7 8 9 10 11 12 13 14)
+}
+
+/// # Safety
+///
+/// As [`write_tile`].
+#[inline(always)]
+unsafe fn write<S: Simd, const ROWS: usize>(s: S, tile: Tile) {
+    let (mut lhs, mut rhs) = (tile.lhs, tile.rhs);
+    let mut sums = [[s.splat(0.0); 2]; ROWS];
+    for _ in 0..tile.depth {
+        // SAFETY: the panels have `depth` rows.
+        unsafe {
+            let right = [
+                s.read(rhs, S::LANES, 0.0),
+                s.read(rhs.add(S::LANES), S::LANES, 0.0),
+            ];
+            for (row, sums) in sums.iter_mut().enumerate() {
+                let left = s.splat(*lhs.add(row));
+                sums[0] = s.mul_add(left, right[0], sums[0]);
+                sums[1] = s.mul_add(left, right[1], sums[1]);
+            }
+            lhs = lhs.add(ROWS);
+            rhs = rhs.add(2 * S::LANES);
+        }
+    }
+    let second = tile.cols.saturating_sub(S::LANES);
+    for (row, sums) in sums.into_iter().enumerate() {
+        // SAFETY: the caller vouches for the target; a vector without lanes touches nothing.
+        unsafe {
+            let target = tile.target.add(row * tile.row_stride);
+            let parts = [(target, tile.cols), (target.wrapping_add(S::LANES), second)];
+            for ((target, len), sum) in parts.into_iter().zip(sums) {
+                if len == 0 {
+                    continue;
+                }
+                let sum = if tile.add {
+                    s.add(s.read(target, len, 0.0), sum)
+                } else {
+                    sum
+                };
+                s.write(target, len, sum);
+            }
+        }
+    }
+}
