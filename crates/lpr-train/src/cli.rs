@@ -2,10 +2,13 @@
 //! configuration file.
 
 use std::ffi::OsString;
+use std::num::NonZeroUsize;
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
 
+use crate::bench::Mode;
+use crate::bench::shape::BenchRouter;
 use crate::report::Verbosity;
 
 /// Pre-trains Mixture-of-Experts language models and shows what the router does.
@@ -52,6 +55,8 @@ pub enum Command {
     Train(TrainArgs),
     /// Loss, perplexity and expert load of a checkpoint.
     Eval(EvalArgs),
+    /// Speed of training or evaluation, on made-up tokens.
+    Bench(BenchArgs),
     /// What this build and machine can do; with --config, whether each balancer works.
     Doctor(DoctorArgs),
     /// Look at data files.
@@ -146,6 +151,41 @@ pub struct EvalArgs {
     /// Print one JSON object.
     #[arg(long)]
     pub json: bool,
+}
+
+/// Arguments of `bench`.
+#[derive(Clone, Debug, Args)]
+pub struct BenchArgs {
+    /// `cpu-small`, `cpu-medium`, `paper-0.6b`, or a configuration file.
+    #[arg(long, value_name = "NAME|FILE")]
+    pub shape: String,
+    /// The router; the file's own, or the vanilla one of a named shape, if absent.
+    #[arg(long, value_enum)]
+    pub router: Option<BenchRouter>,
+    /// Whole optimizer steps, or forward passes with the loss.
+    #[arg(long, value_enum, default_value = "train")]
+    pub mode: Mode,
+    /// Steps to time.
+    #[arg(long, value_name = "N", default_value_t = 10, value_parser = at_least_one)]
+    pub steps: usize,
+    /// Steps before that.
+    #[arg(long, value_name = "N", default_value_t = 3)]
+    pub warmup: usize,
+    /// Threads to compute on; all cores if absent.
+    #[arg(long, value_name = "T", value_parser = at_least_one)]
+    pub threads: Option<usize>,
+    /// Also measure phases and operations. Costs a little time.
+    #[arg(long)]
+    pub profile: bool,
+    /// Print one JSON object.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// A count that may not be zero.
+fn at_least_one(text: &str) -> Result<usize, String> {
+    let count: NonZeroUsize = text.parse().map_err(|error| format!("{error}"))?;
+    Ok(count.get())
 }
 
 /// Arguments of `doctor`.

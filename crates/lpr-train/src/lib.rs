@@ -5,6 +5,7 @@
 pub mod atomic_file;
 pub mod balance;
 pub mod batch;
+pub mod bench;
 pub mod checkpoint;
 pub mod cli;
 pub mod clock;

@@ -1,4 +1,7 @@
-//! This process and others on the same host: who owns a run, and is the owner still alive?
+//! This process and others on the same host: who owns a run, and is the owner still alive? How
+//! much of the machine has this one used?
+
+use std::time::Duration;
 
 /// The name of this host, `unknown` if the system does not tell.
 pub fn host_name() -> String {
@@ -32,6 +35,31 @@ pub fn is_alive(pid: u32) -> bool {
     }
 }
 
+/// CPU time of all threads of this process so far. `None` where the system does not tell.
+pub fn cpu_time() -> Option<Duration> {
+    #[cfg(unix)]
+    {
+        use rustix::time::{ClockId, clock_gettime};
+        let time = clock_gettime(ClockId::ProcessCPUTime);
+        let seconds = u64::try_from(time.tv_sec).ok()?;
+        Some(Duration::new(seconds, u32::try_from(time.tv_nsec).ok()?))
+    }
+    #[cfg(not(unix))]
+    {
+        None
+    }
+}
+
+/// The most memory this process has had at a time, in bytes. `None` where the system does not tell.
+pub fn peak_memory() -> Option<u64> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let line = status
+        .lines()
+        .find_map(|line| line.strip_prefix("VmHWM:"))?;
+    let kib: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
+    Some(kib * 1024)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -48,6 +76,16 @@ mod tests {
         child.wait().expect("the child ends");
         assert!(!is_alive(child.id()));
         assert!(!is_alive(0));
+    }
+
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn work_takes_time_and_memory() {
+        let before = cpu_time().expect("Linux tells");
+        let buffer: Vec<u64> = (0..8 << 20).collect();
+        assert_eq!(buffer.iter().max(), Some(&((8 << 20) - 1)));
+        assert!(cpu_time().expect("Linux tells") > before);
+        assert!(peak_memory().expect("Linux tells") >= 64 << 20);
     }
 
     #[test]

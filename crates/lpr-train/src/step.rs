@@ -2,6 +2,7 @@
 
 use burn::module::Module;
 use burn::tensor::{Int, Tensor};
+use lpr_kernels::profile::span;
 use lpr_model::random::Stream;
 use lpr_model::router::{StepLoad, StepStatistics};
 use lpr_model::{CausalLm, LatentNoise, LossContext, RouterConfig, RouterLoss, Routing};
@@ -84,6 +85,7 @@ pub fn train_step(
             step_load: step_loads.next(),
             ..loss_context(router, batch, noise)
         };
+        let forward = span("forward");
         let output = model.forward(&batch.input, Some(&context));
         let cross_entropy = model.cross_entropy_sum(output.hidden_states, batch.targets.clone());
         let router_losses = router.losses(&output.routings, &context);
@@ -93,7 +95,10 @@ pub fn train_step(
             step_targets,
             micro_batches.len(),
         );
+        drop(forward);
+        let backward = span("backward");
         gradients.add(&model, loss.backward());
+        drop(backward);
         add_statistics(&mut statistics, &output.routings, batch);
         results.push(MicroBatchResult::new(
             batch,
@@ -102,6 +107,7 @@ pub fn train_step(
             &output.routings,
         ));
     }
+    let after = span("clip and update");
     let grad_norm = gradients.global_norm();
     let report = StepReport::read(results, micro_batches, step_targets, grad_norm);
     if !(report.loss_total.is_finite() && grad_norm.is_finite()) {
@@ -114,6 +120,7 @@ pub fn train_step(
     let model = optimizer
         .update(model, gradients, plan.learning_rate)
         .after_step(&statistics);
+    drop(after);
     Ok((model, report))
 }
 

@@ -1,5 +1,6 @@
 //! The commands, one file each.
 
+pub mod bench;
 pub mod config;
 pub mod data;
 pub mod doctor;
@@ -18,6 +19,7 @@ pub fn run(cli: Cli) -> Result<Outcome, TrainError> {
     match command {
         Command::Train(args) => train::run(&args, verbosity),
         Command::Eval(args) => eval::run(&args, verbosity),
+        Command::Bench(args) => bench::run(&args),
         Command::Doctor(args) => doctor::run(&args),
         Command::Data(command) => data::run(&command),
         Command::Config(command) => config::run(&command),
