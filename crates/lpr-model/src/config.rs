@@ -164,6 +164,17 @@ impl AttentionConfig {
         }
     }
 
+    /// Multiply-adds for one query position that looks at one key position, all heads together.
+    pub fn macs_per_pair(&self) -> usize {
+        match self {
+            Self::GroupedQuery(config) => config.num_attention_heads * 2 * config.head_dim,
+            Self::Latent(config) => {
+                let query_dim = config.qk_nope_head_dim + config.qk_rope_head_dim;
+                config.num_attention_heads * (query_dim + config.v_head_dim)
+            }
+        }
+    }
+
     fn validate(&self) -> Vec<ConfigProblem> {
         let mut problems = Vec::new();
         let width_key = match self {

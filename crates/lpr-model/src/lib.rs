@@ -26,6 +26,8 @@ pub mod families;
 
 pub mod causal_lm;
 
+pub mod estimate;
+
 pub use causal_lm::{CausalLm, CausalLmOutput, ModelInput};
 pub use config::{ConfigProblem, DecoderConfig};
 pub use families::FamilyConfig;

@@ -137,27 +137,27 @@ pub fn parameter_shapes<M: Module>(module: &M) -> Vec<(String, Vec<usize>)> {
     shapes.0
 }
 
-/// Names and sizes of the parameters that are trained, in visiting order; a router's state that
+/// Names and shapes of the parameters that are trained, in visiting order; a router's state that
 /// changes only after the step is not among them. Allocates nothing for a model that was not used.
 ///
 /// # Panics
 /// If `module` is on a device without autodiff, where a parameter does not show whether it is
 /// trained.
-pub fn trained_sizes<M: Module>(module: &M) -> Vec<(String, usize)> {
-    struct Sizes(Vec<(String, usize)>);
-    impl ParameterVisitor for Sizes {
+pub fn trained_shapes<M: Module>(module: &M) -> Vec<(String, Vec<usize>)> {
+    struct Shapes(Vec<(String, Vec<usize>)>);
+    impl ParameterVisitor for Shapes {
         fn visit<const D: usize>(&mut self, name: &str, parameter: &Param<Tensor<D>>) {
             assert!(parameter.lazy_device().is_autodiff(), "{name}: no autodiff");
             // What is not trained has its value from the start (see `ParamInit::state`).
             if !parameter.is_initialized() || parameter.val().is_require_grad() {
-                let size = parameter.lazy_shape().num_elements();
-                self.0.push((name.to_owned(), size));
+                let shape = parameter.lazy_shape().to_vec();
+                self.0.push((name.to_owned(), shape));
             }
         }
     }
-    let mut sizes = Sizes(Vec::new());
-    visit_parameters(module, &mut sizes);
-    sizes.0
+    let mut shapes = Shapes(Vec::new());
+    visit_parameters(module, &mut shapes);
+    shapes.0
 }
 
 /// The path of the module being visited; enum variants are left out.

@@ -59,6 +59,8 @@ pub enum Command {
     Bench(BenchArgs),
     /// What this build and machine can do; with --config, whether each balancer works.
     Doctor(DoctorArgs),
+    /// Parameters and floating-point operations of a configuration's model; nothing is loaded.
+    Estimate(EstimateArgs),
     /// Look at data files.
     #[command(subcommand)]
     Data(DataCommand),
@@ -192,6 +194,17 @@ fn at_least_one(text: &str) -> Result<usize, String> {
 #[derive(Clone, Debug, Args)]
 pub struct DoctorArgs {
     /// Probe the balancers of this configuration.
+    #[command(flatten)]
+    pub config: ConfigArgs,
+    /// Print one JSON object.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Arguments of `estimate`.
+#[derive(Clone, Debug, Args)]
+pub struct EstimateArgs {
+    /// The configuration; only [model], [router] and data.sequence_length matter.
     #[command(flatten)]
     pub config: ConfigArgs,
     /// Print one JSON object.

@@ -93,6 +93,10 @@ pub trait RouterKind {
         false
     }
 
+    /// Multiply-adds of the matrix products in [`Router::route`] for one token of one layer; work that
+    /// is the same for all tokens of a batch, and the losses, do not count.
+    fn macs_per_token(&self, sizes: &RouterSizes) -> u64;
+
     /// Every rule between the router's keys and the decoder's sizes that does not hold.
     fn validate(&self, decoder: &DecoderConfig) -> Vec<ConfigProblem>;
 }

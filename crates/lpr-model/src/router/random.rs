@@ -65,6 +65,10 @@ impl RouterKind for RandomConfig {
         0
     }
 
+    fn macs_per_token(&self, _sizes: &RouterSizes) -> u64 {
+        0
+    }
+
     fn validate(&self, _decoder: &DecoderConfig) -> Vec<ConfigProblem> {
         Vec::new()
     }

@@ -203,6 +203,10 @@ impl RouterKind for SigmoidTopkConfig {
         0
     }
 
+    fn macs_per_token(&self, sizes: &RouterSizes) -> u64 {
+        (sizes.hidden_size * sizes.num_experts) as u64
+    }
+
     fn validate(&self, decoder: &DecoderConfig) -> Vec<ConfigProblem> {
         let mut problems = Vec::new();
         let (num_experts, top_k) = (decoder.moe.num_experts, decoder.moe.top_k);

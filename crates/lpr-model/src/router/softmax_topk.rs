@@ -141,6 +141,10 @@ impl RouterKind for SoftmaxTopkConfig {
         self.aux_loss == AuxLossForm::GlobalBatch
     }
 
+    fn macs_per_token(&self, sizes: &RouterSizes) -> u64 {
+        (sizes.hidden_size * sizes.num_experts) as u64
+    }
+
     fn validate(&self, _decoder: &DecoderConfig) -> Vec<ConfigProblem> {
         let mut problems = Vec::new();
         if self.aux_loss == AuxLossForm::None && self.aux_loss_weight != 0.0 {

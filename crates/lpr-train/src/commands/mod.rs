@@ -4,6 +4,7 @@ pub mod bench;
 pub mod config;
 pub mod data;
 pub mod doctor;
+pub mod estimate;
 pub mod eval;
 pub mod train;
 
@@ -21,6 +22,7 @@ pub fn run(cli: Cli) -> Result<Outcome, TrainError> {
         Command::Eval(args) => eval::run(&args, verbosity),
         Command::Bench(args) => bench::run(&args),
         Command::Doctor(args) => doctor::run(&args),
+        Command::Estimate(args) => estimate::run(&args),
         Command::Data(command) => data::run(&command),
         Command::Config(command) => config::run(&command),
     }

@@ -261,6 +261,24 @@ impl RouterKind for LprConfig {
         self.loss_group_rows
     }
 
+    /// Encoder, scores, mixture, the metric's projection, aligner. A score counts one multiply-add per
+    /// dimension, two where distributions are compared (means and variances).
+    fn macs_per_token(&self, sizes: &RouterSizes) -> u64 {
+        let (hidden, experts, latent) = (sizes.hidden_size, sizes.num_experts, self.latent_dim);
+        let (moments, projected) = match self.similarity.compares() {
+            Compares::Vectors => {
+                let attention = self.similarity == Similarity::CrossAttention;
+                (1, attention && self.similarity_projections)
+            }
+            Compares::Distributions => (2, true),
+        };
+        let encoder = hidden * 2 * latent;
+        let scores_and_mixture = (moments + 1) * experts * latent;
+        let projection = usize::from(projected) * latent * latent;
+        let aligner = usize::from(self.aligner) * latent * hidden;
+        (encoder + scores_and_mixture + projection + aligner) as u64
+    }
+
     fn validate(&self, _decoder: &DecoderConfig) -> Vec<ConfigProblem> {
         self.problems()
     }
