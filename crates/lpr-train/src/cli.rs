@@ -204,7 +204,7 @@ pub struct DoctorArgs {
 /// Arguments of `estimate`.
 #[derive(Clone, Debug, Args)]
 pub struct EstimateArgs {
-    /// The configuration; only [model], [router] and data.sequence_length matter.
+    /// The configuration; only the model, the router and the sequence length matter.
     #[command(flatten)]
     pub config: ConfigArgs,
     /// Print one JSON object.

@@ -4,7 +4,7 @@ use burn::module::Module;
 use burn::tensor::{Int, Tensor};
 use lpr_kernels::profile::span;
 use lpr_model::random::Stream;
-use lpr_model::router::{StepLoad, StepStatistics};
+use lpr_model::router::{RouterKind, StepLoad, StepStatistics};
 use lpr_model::{CausalLm, LatentNoise, LossContext, RouterConfig, RouterLoss, Routing};
 use thiserror::Error;
 
@@ -83,7 +83,7 @@ pub fn train_step(
     for (batch, noise) in micro_batches.iter().zip(&plan.noise) {
         let context = LossContext {
             step_load: step_loads.next(),
-            ..loss_context(router, batch, noise)
+            ..loss_context(&**router, batch, noise)
         };
         let forward = span("forward");
         let output = model.forward(&batch.input, Some(&context));
@@ -172,7 +172,11 @@ fn add_statistics(sums: &mut Vec<StepStatistics>, routings: &[Routing], batch: &
 ///
 /// # Panics
 /// If the rows do not divide into groups of `loss_group_rows` (the config is checked before).
-pub fn loss_context(router: &RouterConfig, batch: &MicroBatch, noise: &LatentNoise) -> LossContext {
+pub fn loss_context(
+    router: &dyn RouterKind,
+    batch: &MicroBatch,
+    noise: &LatentNoise,
+) -> LossContext {
     let num_groups = match router.loss_group_rows() {
         0 => 1,
         rows => {

@@ -15,7 +15,7 @@ use crate::clock;
 use crate::config::RunConfig;
 use crate::error::{Outcome, TrainError};
 use crate::eval::evaluate;
-use crate::liveness::{probe, probe_rows};
+use crate::liveness::{Watch, check_counts};
 use crate::optimizer::Optimizer;
 use crate::record::{BalanceRecord, EvalRecord, EvalSummary, StepRecord};
 use crate::report::{Level, Reporter};
@@ -44,8 +44,8 @@ pub struct Trainer<'a> {
     pub reporter: &'a mut dyn Reporter,
     /// Set when the run is asked to save and stop.
     pub stop: StopRequest,
-    /// Whether the balancers were found alive.
-    pub probed: bool,
+    /// Sees to it that the balancers live.
+    pub watch: Watch<'a>,
 }
 
 /// Time and tokens since the last logged step.
@@ -125,11 +125,16 @@ impl Trainer<'_> {
 
             let step = self.state.step;
             self.reporter.progress(step);
-            if step.is_multiple_of(self.config.log.every_steps) || step == total_steps {
+            if self.is_logged(step) {
                 self.log(&report, schedule.learning_rate(step - 1), &window)?;
                 window = Window::new();
             }
         }
+    }
+
+    /// Whether a log line follows the last of `step` steps.
+    fn is_logged(&self, step: u64) -> bool {
+        step.is_multiple_of(self.config.log.every_steps) || step == self.config.total_steps()
     }
 
     fn is_evaluation_due(&self, is_last: bool) -> bool {
@@ -167,8 +172,10 @@ impl Trainer<'_> {
         schedule: &Schedule,
     ) -> Result<(CausalLm, StepReport), TrainError> {
         let step = self.state.step;
-        if !std::mem::replace(&mut self.probed, true) {
-            self.probe_balancers(&model, batches)?;
+        let is_logged = self.is_logged(step + 1);
+        let found = (self.watch).before_step(&model, step, batches, &self.device, is_logged)?;
+        for text in found {
+            self.say(Level::Debug, &text);
         }
         let micro_batches: Vec<_> = batches
             .iter()
@@ -185,43 +192,18 @@ impl Trainer<'_> {
                 step: step + 1,
                 reason: not_finite.to_string(),
             })?;
-        self.check_counts(&micro_batches, &report)?;
+        check_counts(
+            &micro_batches,
+            &report,
+            self.config.model.decoder().moe.top_k,
+        )?;
+        (self.watch).after_step(&model, step + 1, plan.learning_rate, &report)?;
         self.state.add_loads(&report.loads);
         self.state.step += 1;
         if let Some(last) = batches.last() {
             self.state.data = last.position.clone();
         }
         Ok((model, report))
-    }
-
-    /// Every configured balance term must have a gradient at the router.
-    fn probe_balancers(
-        &mut self,
-        model: &CausalLm,
-        batches: &[TokenBatch],
-    ) -> Result<(), TrainError> {
-        let router = &self.config.router;
-        let noise = StepPlan::noise(self.config.train.seed, self.state.step, 1);
-        for (batch, noise) in batches.iter().zip(&noise) {
-            let batch = MicroBatch::new(&probe_rows(batch, router), &self.device);
-            for term in probe(model, router, &batch, noise) {
-                term.verdict()?;
-                self.reporter.message(Level::Debug, &term.to_string());
-            }
-        }
-        Ok(())
-    }
-
-    /// Every position and slot must have been counted exactly once.
-    fn check_counts(&self, batches: &[MicroBatch], report: &StepReport) -> Result<(), TrainError> {
-        let top_k = self.config.model.decoder().moe.top_k as u64;
-        for (batch, layers) in batches.iter().zip(&report.loads) {
-            let (positions, tokens) = (batch.num_positions as u64, batch.num_tokens as u64);
-            for (layer, load) in layers.iter().enumerate() {
-                load.counts.check_totals(layer, positions, tokens, top_k)?;
-            }
-        }
-        Ok(())
     }
 
     fn log(&mut self, report: &StepReport, lr: f64, window: &Window) -> Result<(), TrainError> {

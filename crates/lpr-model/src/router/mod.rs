@@ -25,6 +25,7 @@ pub use sigmoid_topk::{BiasUpdate, SigmoidTopkConfig, SigmoidTopkRouter};
 pub use softmax_topk::{SoftmaxTopkConfig, SoftmaxTopkRouter};
 
 use burn::tensor::{Device, Int, Tensor, TensorData};
+use serde::Serialize;
 
 use crate::config::{ConfigProblem, DecoderConfig};
 use crate::random::{ParamInit, Stream};
@@ -93,12 +94,38 @@ pub trait RouterKind {
         false
     }
 
+    /// The state by which the router balances, if the configuration asks for it to move.
+    fn moving_state(&self) -> Option<MovingState> {
+        None
+    }
+
     /// Multiply-adds of the matrix products in [`Router::route`] for one token of one layer; work that
     /// is the same for all tokens of a batch, and the losses, do not count.
     fn macs_per_token(&self, sizes: &RouterSizes) -> u64;
 
     /// Every rule between the router's keys and the decoder's sizes that does not hold.
     fn validate(&self, decoder: &DecoderConfig) -> Vec<ConfigProblem>;
+}
+
+/// A parameter of every layer's router that has to move for the router to balance the load.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct MovingState {
+    /// Its name below the router, for example `correction_bias`.
+    pub parameter: &'static str,
+    /// The key of `[router]` that asks for it.
+    pub key: &'static str,
+    /// What moves it.
+    pub mover: Mover,
+}
+
+/// What moves a [`MovingState`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Mover {
+    /// The optimizer.
+    Gradient,
+    /// [`Router::after_step`], whenever the load of a layer is not exactly even.
+    AfterStep,
 }
 
 /// Where a router is called.

@@ -18,7 +18,8 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::{
-    LossContext, RouteContext, Router, RouterKind, RouterLoss, RouterSizes, Routing, StepStatistics,
+    LossContext, Mover, MovingState, RouteContext, Router, RouterKind, RouterLoss, RouterSizes,
+    Routing, StepStatistics,
 };
 use crate::config::{ConfigProblem, DecoderConfig};
 use crate::random::ParamInit;
@@ -201,6 +202,14 @@ impl RouterKind for SigmoidTopkConfig {
 
     fn loss_group_rows(&self) -> usize {
         0
+    }
+
+    fn moving_state(&self) -> Option<MovingState> {
+        (self.bias_update_rate > 0.0).then_some(MovingState {
+            parameter: "correction_bias",
+            key: "bias_update_rate",
+            mover: Mover::AfterStep,
+        })
     }
 
     fn macs_per_token(&self, sizes: &RouterSizes) -> u64 {

@@ -9,7 +9,7 @@ use super::config;
 use crate::batch::MicroBatch;
 use crate::cli::DoctorArgs;
 use crate::error::{Outcome, TrainError};
-use crate::liveness::{TermLiveness, probe, probe_rows};
+use crate::liveness::{Liveness, Strictness, probe_rows};
 use crate::report::print_result;
 use crate::session;
 use crate::step::StepPlan;
@@ -22,7 +22,8 @@ struct Findings {
     cpu_kernels: String,
     cpu_threads: usize,
     /// Present with `--config`.
-    balance_terms: Option<Vec<TermLiveness>>,
+    #[serde(flatten)]
+    balancers: Option<Liveness>,
 }
 
 /// Runs the command.
@@ -30,17 +31,17 @@ struct Findings {
 /// # Errors
 /// A configuration with problems, or, after everything was printed, a balancer that does nothing.
 pub fn run(args: &DoctorArgs) -> Result<Outcome, TrainError> {
-    let balance_terms = if args.config.config.is_empty() {
+    let balancers = if args.config.config.is_empty() {
         None
     } else {
-        Some(balance_terms(args)?)
+        Some(probe_balancers(args)?)
     };
     let findings = Findings {
         version: env!("CARGO_PKG_VERSION"),
         devices: vec!["cpu"],
         cpu_kernels: format!("{:?}", lpr_kernels::instruction_set()),
         cpu_threads: std::thread::available_parallelism().map_or(1, usize::from),
-        balance_terms,
+        balancers,
     };
     let text = if args.json {
         format!("{:#}", serde_json::json!(findings))
@@ -48,15 +49,17 @@ pub fn run(args: &DoctorArgs) -> Result<Outcome, TrainError> {
         table(&findings)
     };
     print_result(&text).map_err(TrainError::Output)?;
-    for term in findings.balance_terms.iter().flatten() {
-        term.verdict()?;
+    if let Some(balancers) = &findings.balancers {
+        for (_, verdict) in balancers.verdicts(Strictness::Initial) {
+            verdict?;
+        }
     }
     Ok(Outcome::Done)
 }
 
-/// The balance terms of a config, probed on the first rows of its training data with the weights that
+/// The balancers of a config, probed on the first rows of its training data with the weights that
 /// a run would start from.
-fn balance_terms(args: &DoctorArgs) -> Result<Vec<TermLiveness>, TrainError> {
+fn probe_balancers(args: &DoctorArgs) -> Result<Liveness, TrainError> {
     let config = config::load(&args.config.config, &args.config.overrides)?;
     let device = session::open_device(&config)?;
     let tokenizer = session::open_tokenizer(&config)?;
@@ -70,11 +73,8 @@ fn balance_terms(args: &DoctorArgs) -> Result<Vec<TermLiveness>, TrainError> {
     };
     let batch = MicroBatch::new(&probe_rows(&batch, &config.router), &device);
     let model = session::initial_model(&config, &device.autodiff());
-    let noise = StepPlan::noise(config.train.seed, 0, 1);
-    let probes = noise
-        .iter()
-        .flat_map(|noise| probe(&model, &config.router, &batch, noise));
-    Ok(probes.collect())
+    let noise = &StepPlan::noise(config.train.seed, 0, 1)[0];
+    Ok(Liveness::probe(&model, &config.router, &batch, noise))
 }
 
 fn table(findings: &Findings) -> String {
@@ -85,13 +85,11 @@ fn table(findings: &Findings) -> String {
         findings.cpu_kernels,
         findings.cpu_threads
     );
-    for term in findings.balance_terms.iter().flatten() {
-        let verdict = match term.verdict() {
-            Ok(()) if term.weight == 0.0 => "off",
-            Ok(()) => "alive",
-            Err(_) => "DEAD",
-        };
-        let _ = write!(text, "\n{verdict:<6} {term}");
+    if let Some(balancers) = &findings.balancers {
+        for (found, verdict) in balancers.verdicts(Strictness::Initial) {
+            let word = if verdict.is_ok() { "ok" } else { "DEAD" };
+            let _ = write!(text, "\n{word:<6} {found}");
+        }
     }
     text
 }

@@ -10,6 +10,7 @@ use crate::checkpoint::{self, Checkpoint};
 use crate::cli::{Resume, TrainArgs};
 use crate::config::{RunConfig, resume_differences};
 use crate::error::{Outcome, TrainError};
+use crate::liveness::Watch;
 use crate::optimizer::Optimizer;
 use crate::report::{
     Console, JsonLines, Level, Reporter, Reporters, TextLog, Verbosity, print_result,
@@ -80,7 +81,7 @@ pub fn run(args: &TrainArgs, verbosity: Verbosity) -> Result<Outcome, TrainError
         checkpoints: run_dir.checkpoints(),
         reporter: &mut reporter,
         stop,
-        probed: false,
+        watch: Watch::new(&config),
     };
     let outcome = trainer.run(model)?;
     let state = trainer.state;

@@ -173,7 +173,7 @@ pub fn forward_backward(golden: &Golden, case: &mut Case) {
         .map(|l| case.input(&format!("layer.{l}.eps")).tensor(DType::F32));
     let noise = LatentNoise::Given(noise.collect());
 
-    let context = loss_context(&router, &batch, &noise);
+    let context = loss_context(&*router, &batch, &noise);
     let output = model.forward(&batch.input, Some(&context));
     case.expect_tensor("logits", model.logits(output.hidden_states.clone()));
     let sum = model.cross_entropy_sum(output.hidden_states, batch.targets.clone());

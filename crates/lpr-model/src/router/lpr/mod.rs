@@ -35,8 +35,8 @@ use burn::tensor::{Int, Tensor, activation::softmax};
 use self::ema::RunningSums;
 use self::encoder::LatentEncoder;
 use super::{
-    LossContext, PrototypeSums, RouteContext, Router, RouterKind, RouterLoss, RouterSizes,
-    RouterTerm, Routing, StepStatistics,
+    LossContext, Mover, MovingState, PrototypeSums, RouteContext, Router, RouterKind, RouterLoss,
+    RouterSizes, RouterTerm, Routing, StepStatistics,
 };
 use crate::config::{ConfigProblem, DecoderConfig};
 use crate::layers::Linear;
@@ -259,6 +259,27 @@ impl RouterKind for LprConfig {
 
     fn loss_group_rows(&self) -> usize {
         self.loss_group_rows
+    }
+
+    /// The prototypes: by their own update, or else by the losses that pull at them.
+    fn moving_state(&self) -> Option<MovingState> {
+        let diversity = if self.diversity_on.prototypes() {
+            self.diversity_weight
+        } else {
+            0.0
+        };
+        let pull = (diversity + self.alignment_weight) * self.loss_weight * self.equiv_accum;
+        let (key, mover) = match self.prototype_ema {
+            PrototypeEma::Off if pull == 0.0 => return None,
+            PrototypeEma::Off => ("loss_weight", Mover::Gradient),
+            _ => ("prototype_ema", Mover::AfterStep),
+        };
+        let parameter = "prototypes";
+        Some(MovingState {
+            parameter,
+            key,
+            mover,
+        })
     }
 
     /// Encoder, scores, mixture, the metric's projection, aligner. A score counts one multiply-add per
