@@ -418,6 +418,23 @@ fn counts_that_a_recomputed_pass_doubled_are_refused() {
     }
 }
 
+/// A model that makes every choice twice as often as configured: a run notices in its first step.
+#[test]
+fn a_run_with_doubled_counts_stops() {
+    let setup = Setup::new(SOFTMAX);
+    let mut decoder = setup.config.model.decoder();
+    decoder.moe.top_k *= 2;
+    let device = Device::flex().autodiff();
+    let doubled = CausalLm::new(&decoder, &setup.config.router, 1, &device);
+    let (outcome, steps) = run(&setup, doubled);
+    let (code, message) = outcome.unwrap_err();
+    assert_eq!((code, steps), (1, 0), "{message}");
+    assert!(
+        message.contains("add up to 512, but 128 tokens"),
+        "{message}"
+    );
+}
+
 /// A term of weight zero changes neither the objective nor one bit of the weights after a step.
 #[test]
 fn a_coefficient_of_zero_leaves_no_trace() {
@@ -428,5 +445,5 @@ fn a_coefficient_of_zero_leaves_no_trace() {
         assert_eq!(report.loss_total.to_bits(), report.loss_ce.to_bits());
         parameter_values(&model)
     };
-    assert_eq!(weights("none"), weights("switch"));
+    assert!(weights("none") == weights("switch"), "the weights differ");
 }
