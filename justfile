@@ -1,8 +1,17 @@
 # Everything that must hold before a commit.
 check: format lint test docs
 
+# A macro declares the routers, so `cargo fmt` does not find their files.
+routers := "crates/lpr-model/src/router/*.rs crates/lpr-model/src/router/*/mod.rs"
+
 format:
     cargo fmt --all --check
+    rustfmt --edition 2024 --check {{routers}}
+
+# Formats everything.
+fmt:
+    cargo fmt --all
+    rustfmt --edition 2024 {{routers}}
 
 lint:
     cargo clippy --release --workspace --all-targets -- -D warnings

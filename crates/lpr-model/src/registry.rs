@@ -10,17 +10,20 @@
 //!     /// A router of any kind.
 //!     module AnyRouter: Router, init(sizes: &RouterSizes, init: &ParamInit<'_>), after_step(StepStatistics);
 //!     /// The paper's router.
-//!     Lpr("lpr"): LprConfig => LprRouter,
+//!     mod lpr => Lpr("lpr"): LprConfig => LprRouter,
 //! }
 //! ```
 //! expands to
 //! ```text
+//! mod lpr;
+//! pub use lpr::{LprConfig, LprRouter};
 //! #[derive(.., Serialize, Deserialize, JsonSchema)] #[serde(tag = "kind")]
 //! pub enum RouterConfig { #[serde(rename = "lpr")] Lpr(LprConfig) }      // derefs to dyn RouterKind
 //! #[derive(Module, Debug)]
 //! pub enum AnyRouter { Lpr(LprRouter) }                                   // derefs to dyn Router
 //! impl RouterConfig { fn init(&self, sizes, init) -> AnyRouter { match self { Lpr(c) => Lpr(c.init(sizes, init)) } } }
 //! ```
+//! `rustfmt` does not follow modules that a macro declares; `just format` names their files.
 //! The variant's name is left out of parameter names (see `parameters`).
 
 macro_rules! config_enum {
@@ -53,7 +56,10 @@ macro_rules! config_enum {
 macro_rules! registry {
     ($(#[$cdoc:meta])* config $Config:ident: $Kind:ident by $tag:literal;
      $(#[$mdoc:meta])* module $Any:ident: $Trait:ident, init($a:ident: $A:ty, $b:ident: $B:ty), after_step($Statistics:ty);
-     $($(#[$vdoc:meta])* $Variant:ident($name:literal): $VariantConfig:ty => $Module:ty,)+) => {
+     $($(#[$vdoc:meta])* mod $file:ident => $Variant:ident($name:literal): $VariantConfig:ident => $Module:ident,)+) => {
+        $(mod $file;)+
+        $(pub use $file::{$VariantConfig, $Module};)+
+
         crate::registry::config_enum! {
             $(#[$cdoc])* config $Config: $Kind by $tag;
             $($(#[$vdoc])* $Variant($name): $VariantConfig,)+

@@ -1,28 +1,21 @@
 //! Routers: which experts see a token, with what weight, and which losses shape that choice.
 //!
-//! A new router is one file here and one line in the list below.
+//! A new router is one file here and one entry in the list below, which declares the file as a module
+//! and re-exports its config and its router.
 
 mod aux_loss;
-mod forced_balanced;
-mod lpr;
-mod random;
-mod sigmoid_topk;
-mod softmax_topk;
 
 pub use aux_loss::{
     AuxLossForm, LayerBalance, global_batch_loss, load_balancing_loss, switch_loss, z_loss,
 };
-pub use forced_balanced::{ForcedBalancedConfig, ForcedBalancedRouter};
 pub use lpr::{
     AlignmentForm, AlignmentReduce, AnySimilarity, Compares, Diversity, DiversityKind, DiversityOn,
-    DiversityReduce, Latent, LprConfig, LprRouter, Metric, MetricConfig, MetricForm, PRESET_KEY,
-    Padding, Preset, PrototypeEma, PrototypeInit, PrototypeMatch, Score, Similarity, TokenGroups,
+    DiversityReduce, Latent, Metric, MetricConfig, MetricForm, PRESET_KEY, Padding, Preset,
+    PrototypeEma, PrototypeInit, PrototypeMatch, Score, Similarity, TokenGroups,
     alignment_code_loss, alignment_paper_loss, alignment_routing, alignment_target, kl_loss,
     official_update, paper_update,
 };
-pub use random::{RandomConfig, RandomRouter};
-pub use sigmoid_topk::{BiasUpdate, SigmoidTopkConfig, SigmoidTopkRouter};
-pub use softmax_topk::{SoftmaxTopkConfig, SoftmaxTopkRouter};
+pub use sigmoid_topk::BiasUpdate;
 
 use burn::tensor::{Device, Int, Tensor, TensorData};
 use serde::Serialize;
@@ -37,15 +30,15 @@ registry! {
     /// A router of any kind.
     module AnyRouter: Router, init(sizes: &RouterSizes, init: &ParamInit<'_>), after_step(StepStatistics);
     /// Linear logits, softmax, top-k: the vanilla router.
-    SoftmaxTopk("softmax_topk"): SoftmaxTopkConfig => SoftmaxTopkRouter,
+    mod softmax_topk => SoftmaxTopk("softmax_topk"): SoftmaxTopkConfig => SoftmaxTopkRouter,
     /// Latent Prototype Routing, the paper's router.
-    Lpr("lpr"): LprConfig => LprRouter,
+    mod lpr => Lpr("lpr"): LprConfig => LprRouter,
     /// Sigmoid scores, top-k within the best groups, a bias that follows the load.
-    SigmoidTopk("sigmoid_topk"): SigmoidTopkConfig => SigmoidTopkRouter,
+    mod sigmoid_topk => SigmoidTopk("sigmoid_topk"): SigmoidTopkConfig => SigmoidTopkRouter,
     /// Experts by lot: a floor.
-    Random("random"): RandomConfig => RandomRouter,
+    mod random => Random("random"): RandomConfig => RandomRouter,
     /// Experts by turns: a floor.
-    ForcedBalanced("forced_balanced"): ForcedBalancedConfig => ForcedBalancedRouter,
+    mod forced_balanced => ForcedBalanced("forced_balanced"): ForcedBalancedConfig => ForcedBalancedRouter,
 }
 
 /// Sizes that every router is built for.
