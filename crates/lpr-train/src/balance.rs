@@ -116,30 +116,27 @@ impl LoadMetrics {
             };
         }
         let (min, max) = (ascending[0], ascending[ascending.len() - 1]);
-        let weighted = ascending
-            .iter()
-            .enumerate()
-            .map(|(i, load)| (2.0 * i as f64 + 1.0 - n) * load);
-        let variance = |values: &[f64], mean: f64, divisor: f64| {
-            values
-                .iter()
-                .map(|value| (value - mean) * (value - mean))
-                .sum::<f64>()
-                / divisor
-        };
+        // The i-th smallest and the i-th largest load have opposite factors: no difference is
+        // negative, and those of an even load are exactly zero.
+        let from_both_ends = ascending.iter().zip(ascending.iter().rev()).enumerate();
+        let weighted = from_both_ends
+            .take(loads.len() / 2)
+            .map(|(i, (small, large))| (n - 1.0 - 2.0 * i as f64) * (large - small))
+            // An empty `sum` would be minus zero.
+            .fold(0.0, |sum, part| sum + part);
         let mean = sum / n;
         let shares: Vec<f64> = ascending.iter().map(|load| load / sum).collect();
         let several = loads.len() > 1;
         Self {
-            gini: weighted.sum::<f64>() / (n * sum),
+            gini: weighted / (n * sum),
             min_max_ratio: min / max,
             cv: if several {
-                variance(&ascending, mean, n - 1.0).sqrt() / mean
+                (squared_deviations(&ascending) / (n - 1.0)).sqrt() / mean
             } else {
                 0.0
             },
-            cv_population: variance(&ascending, mean, n).sqrt() / mean,
-            variance_of_fraction: variance(&shares, 1.0 / n, n),
+            cv_population: (squared_deviations(&ascending) / n).sqrt() / mean,
+            variance_of_fraction: squared_deviations(&shares) / n,
             utilization: (n - dead_experts as f64) / n,
             max_over_mean: max / mean,
             normalized_entropy: if several {
@@ -151,6 +148,15 @@ impl LoadMetrics {
             no_data: false,
         }
     }
+}
+
+/// Sum of squared distances from the mean; exactly zero if all values (at least one) are equal,
+/// because they are measured from the first.
+fn squared_deviations(values: &[f64]) -> f64 {
+    let offset = |value: &f64| value - values[0];
+    let mean = values.iter().map(offset).sum::<f64>() / values.len() as f64;
+    let squares = values.iter().map(|value| (offset(value) - mean).powi(2));
+    squares.sum()
 }
 
 /// Shannon entropy in nats; a share of zero adds nothing.
@@ -352,6 +358,22 @@ mod tests {
                 (metrics.min_max_ratio.to_bits(), metrics.dead_experts),
                 (0, n - 1)
             );
+        }
+    }
+
+    #[test]
+    fn an_even_load_of_any_size_has_figures_of_exactly_zero() {
+        for n in 1..70 {
+            for load in [0.1, 1.0 / 3.0, 0.04, 1e-17] {
+                let metrics = LoadMetrics::from_loads(&vec![load; n]).expect("valid");
+                let zeros = [
+                    metrics.gini,
+                    metrics.cv,
+                    metrics.cv_population,
+                    metrics.variance_of_fraction,
+                ];
+                assert_eq!(zeros.map(f64::to_bits), [0; 4], "{n} experts with {load}");
+            }
         }
     }
 
