@@ -45,14 +45,18 @@ fn pairs(a: Tensor<2>, b: Tensor<2>, f: impl Fn(Tensor<3>, Tensor<3>) -> Tensor<
     f(a.unsqueeze_dim(1), b.unsqueeze_dim(0))
 }
 
-/// KL(a || b). Inner products only, no pair is expanded to its dimensions.
+/// KL(a || b). Inner products only, no pair is expanded to its dimensions. Means are measured from
+/// the experts' center and second moments from one, which changes no pair but keeps the sums small:
+/// rounding is then about that of the sum over pairs as it is written.
 pub fn kl(a: &Latent, b: &Latent) -> Tensor<2> {
     let (v_a, precision) = (variance(&a.log_var), variance(&b.log_var).recip());
-    let second_moment = v_a + a.mean.clone().powi_scalar(2);
-    let weighted_mean = b.mean.clone() * precision.clone();
-    let of_b = b.log_var.clone() + b.mean.clone() * weighted_mean.clone() - 1.0;
+    let center = b.mean.clone().detach().mean_dim(0);
+    let (m_a, m_b) = (a.mean.clone() - center.clone(), b.mean.clone() - center);
+    let second_moment = v_a + m_a.clone().powi_scalar(2) - 1.0;
+    let weighted_mean = m_b.clone() * precision.clone();
+    let of_b = (precision.clone() - 1.0 + b.log_var.clone()) + m_b * weighted_mean.clone();
     let sum = second_moment.matmul(precision.transpose())
-        - a.mean.clone().matmul(weighted_mean.transpose()) * 2.0
+        - m_a.matmul(weighted_mean.transpose()) * 2.0
         + total(of_b).transpose()
         - total(a.log_var.clone());
     sum * 0.5
