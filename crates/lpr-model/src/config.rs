@@ -74,8 +74,8 @@ pub struct GroupedQueryConfig {
 pub struct LatentAttentionConfig {
     /// Heads.
     pub num_attention_heads: usize,
-    /// Width of the latent of the queries.
-    pub q_lora_rank: usize,
+    /// Width of the latent of the queries; `None` projects them without one.
+    pub q_lora_rank: Option<usize>,
     /// Width of the latent of keys and values.
     pub kv_lora_rank: usize,
     /// Width of the part of a query and key head without positions.

@@ -29,9 +29,9 @@ pub struct DeepseekV3Config {
     /// Attention heads.
     #[schemars(range(min = 1, max = 1_024))]
     pub num_attention_heads: usize,
-    /// Width of the latent of the queries.
+    /// Width of the latent of the queries; without this key they are projected without a latent.
     #[schemars(range(min = 1, max = 65_536))]
-    pub q_lora_rank: usize,
+    pub q_lora_rank: Option<usize>,
     /// Width of the latent of keys and values.
     #[schemars(range(min = 1, max = 65_536))]
     pub kv_lora_rank: usize,

@@ -14,7 +14,7 @@ const LATENT_NORM_EPS: f64 = 1e-6;
 /// Self-attention whose queries, and whose keys and values, come from small latents.
 ///
 /// ```text
-/// query  = q_b(norm(q_a(x)))                      per head: [without position | rotated]
+/// query  = q_b(norm(q_a(x))), or q(x)             per head: [without position | rotated]
 /// c, r   = kv_a(x)                                r: the rotated part of the keys of all heads
 /// key, value = kv_b(norm(c))                      per head: [key without position | value]
 /// ```
@@ -22,9 +22,10 @@ const LATENT_NORM_EPS: f64 = 1e-6;
 /// Field names are Hugging Face's.
 #[derive(Module, Debug)]
 pub struct LatentAttention {
-    q_a_proj: Linear,
-    q_a_layernorm: RmsNorm,
-    q_b_proj: Linear,
+    q_proj: Option<Linear>,
+    q_a_proj: Option<Linear>,
+    q_a_layernorm: Option<RmsNorm>,
+    q_b_proj: Option<Linear>,
     kv_a_proj_with_mqa: Linear,
     kv_a_layernorm: RmsNorm,
     kv_b_proj: Linear,
@@ -54,9 +55,12 @@ impl LatentAttention {
         let queries = num_heads * (nope_dim + rope_dim);
         let keys_and_values = num_heads * (nope_dim + v_head_dim);
         Self {
-            q_a_proj: linear("q_a_proj", hidden_size, q_lora_rank),
-            q_a_layernorm: norm("q_a_layernorm", q_lora_rank),
-            q_b_proj: linear("q_b_proj", q_lora_rank, queries),
+            q_proj: q_lora_rank
+                .is_none()
+                .then(|| linear("q_proj", hidden_size, queries)),
+            q_a_proj: q_lora_rank.map(|rank| linear("q_a_proj", hidden_size, rank)),
+            q_a_layernorm: q_lora_rank.map(|rank| norm("q_a_layernorm", rank)),
+            q_b_proj: q_lora_rank.map(|rank| linear("q_b_proj", rank, queries)),
             kv_a_proj_with_mqa: linear("kv_a_proj_with_mqa", hidden_size, kv_lora_rank + rope_dim),
             kv_a_layernorm: norm("kv_a_layernorm", kv_lora_rank),
             kv_b_proj: linear("kv_b_proj", kv_lora_rank, keys_and_values),
@@ -80,8 +84,7 @@ impl LatentAttention {
             let width = projected.dims()[2] / self.num_heads;
             projected.reshape([batch, sequence, self.num_heads, width])
         };
-        let latent = self.q_a_proj.forward(hidden_states.clone());
-        let query = heads(self.q_b_proj.forward(self.q_a_layernorm.forward(latent)));
+        let query = heads(self.queries(hidden_states.clone()));
         let [query_nope, query_rope] = split(query, self.nope_dim);
 
         let compressed = self.kv_a_proj_with_mqa.forward(hidden_states);
@@ -100,6 +103,20 @@ impl LatentAttention {
         let [_, _, count, width] = attended.dims();
         self.o_proj
             .forward(attended.reshape([batch, sequence, count * width]))
+    }
+
+    /// `[batch, sequence, hidden_size]` to `[batch, sequence, heads * head width]`
+    fn queries(&self, hidden_states: Tensor<3>) -> Tensor<3> {
+        let (input, projection) = match (&self.q_a_proj, &self.q_a_layernorm) {
+            (Some(latent), Some(norm)) => {
+                (norm.forward(latent.forward(hidden_states)), &self.q_b_proj)
+            }
+            _ => (hidden_states, &self.q_proj),
+        };
+        let projection = projection.as_ref();
+        projection
+            .expect("made with or without a latent")
+            .forward(input)
     }
 }
 
