@@ -210,7 +210,8 @@ impl Optimizer {
         let decays = match self.decay_on {
             DecayOn::All => true,
             DecayOn::Matrices => {
-                rank >= 2 && !name.ends_with("embed_tokens.weight") && !name.ends_with("prototypes")
+                let others = ["embed_tokens.weight", "prototypes", "prototype_log_var"];
+                rank >= 2 && !others.iter().any(|other| name.ends_with(other))
             }
         };
         if decays { self.weight_decay } else { 0.0 }
@@ -245,5 +246,43 @@ impl ParameterMapper for Update<'_> {
         );
         optimizer.moments.insert(name.to_owned(), moments);
         value.reshape(shape)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn matrices_decay_but_for_the_embedding_and_the_prototypes() {
+        let optimizer = Optimizer::new(&OptimizerConfig {
+            weight_decay: 0.5,
+            decay_on: DecayOn::Matrices,
+            ..OptimizerConfig::default()
+        });
+        for (name, rank, decays) in [
+            ("lm_head.weight", 2, true),
+            ("model.layers.0.mlp.experts.down_proj", 3, true),
+            (
+                "model.layers.0.mlp.router.encoder.projection.weight",
+                2,
+                true,
+            ),
+            (
+                "model.layers.0.mlp.router.encoder.projection.bias",
+                1,
+                false,
+            ),
+            ("model.norm.weight", 1, false),
+            ("model.embed_tokens.weight", 2, false),
+            ("model.layers.0.mlp.router.prototypes", 2, false),
+            (
+                "model.layers.0.mlp.router.similarity.prototype_log_var",
+                2,
+                false,
+            ),
+        ] {
+            assert_eq!(optimizer.decay(name, rank) > 0.0, decays, "{name}");
+        }
     }
 }

@@ -64,7 +64,8 @@ pub enum DecayOn {
     /// Every parameter, as in the paper's trainer.
     #[default]
     All,
-    /// Parameters with two or more axes: no norms and biases.
+    /// Parameters with two or more axes, but not the embedding and the prototypes (their
+    /// log-variances included).
     Matrices,
 }
 
