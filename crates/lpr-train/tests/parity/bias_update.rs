@@ -9,8 +9,8 @@ use lpr_model::router::{
 
 use crate::case::{Array, Case, Golden, autodiff, plain, values};
 
-pub fn bias_update(golden: &Golden, case: &mut Case) {
-    let file = golden.json(&case.entry.file);
+pub fn bias_update(_: &Golden, case: &mut Case) {
+    let file = case.json.clone();
     let rate = file["update_rate"].as_f64().unwrap();
     let steps = file["after_each_step"].as_array().unwrap();
     let num_experts = steps[0]["bias"].as_array().unwrap().len();
@@ -31,7 +31,8 @@ pub fn bias_update(golden: &Golden, case: &mut Case) {
         rate,
         zero_mean: false,
     };
-    // The references are 64-bit; the router's own bias is 32-bit and follows them closely.
+    // The references are 64-bit; the router's own bias is 32-bit: every sum of so many moves may be
+    // rounded by its last bit.
     let mut exact = Tensor::<1>::zeros([num_experts], (&plain(), DType::F64));
     for (index, (scores, after)) in file["scores"]
         .as_array()
@@ -58,8 +59,11 @@ pub fn bias_update(golden: &Golden, case: &mut Case) {
         let want = array(&after["bias"]).values;
         case.compare(&format!("{index}.bias"), &values(exact.clone()), &want);
         router = router.after_step(&statistics);
+        let moves = (index + 1) as f64;
+        let rounding = moves * moves * rate * f64::from(f32::EPSILON);
         for (got, want) in values(router.correction_bias.val()).iter().zip(&want) {
-            assert!((got - want).abs() < 1e-8, "step {index}: {got}, not {want}");
+            let error = (got - want).abs();
+            assert!(error <= rounding, "step {index}: {got}, not {want}");
         }
     }
 }

@@ -1,9 +1,9 @@
 //! One entry of the manifest: its arrays, its tolerances, and what has been compared so far.
 
 use std::collections::BTreeSet;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
-use burn::tensor::{DType, Device, Tensor, TensorData};
+use burn::tensor::{DType, Device, Gradients, Tensor, TensorData};
 use lpr_model::parameters::{HostTensor, TensorMap};
 use safetensors::{Dtype, SafeTensors};
 use serde_json::Value;
@@ -31,17 +31,21 @@ pub struct Array {
 }
 
 impl Golden {
-    pub fn open() -> Self {
-        let fixtures = concat!(env!("CARGO_MANIFEST_DIR"), "/../../fixtures/golden");
-        let dir = std::env::var("LPR_GOLDEN_DIR").unwrap_or_else(|_| fixtures.to_owned());
-        let dir = PathBuf::from(dir);
+    /// A set of the project's own.
+    pub fn fixtures(name: &str) -> Self {
+        let fixtures = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fixtures");
+        Self::open(&fixtures.join(name))
+    }
+
+    pub fn open(dir: &Path) -> Self {
+        let dir = dir.to_owned();
         let manifest = read_json(&dir.join("manifest.json"));
         let entries = manifest["entries"].as_array().unwrap().iter();
         let entries = entries
             .map(|entry| Entry {
                 file: entry["file"].as_str().unwrap().to_owned(),
                 config: entry["config"].clone(),
-                rtol: entry["rtol"].as_f64().expect("every entry has a tolerance"),
+                rtol: entry["rtol"].as_f64().unwrap_or(0.0),
                 atol: entry["atol"].as_f64().unwrap_or(0.0),
             })
             .collect();
@@ -53,18 +57,18 @@ impl Golden {
         found.unwrap_or_else(|| panic!("the manifest has no {file}"))
     }
 
-    pub fn json(&self, file: &str) -> Value {
-        read_json(&self.dir.join(file))
-    }
-
+    /// All arrays of a file but those without elements (matrices of no shared experts), in which
+    /// there is nothing to compare.
     pub fn arrays(&self, file: &str) -> Vec<(String, Array)> {
-        let bytes = std::fs::read(self.dir.join(file)).unwrap();
+        let path = self.dir.join(file);
+        let bytes = std::fs::read(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
         let file = SafeTensors::deserialize(&bytes).unwrap();
         let array = |view: safetensors::tensor::TensorView<'_>| Array {
             shape: view.shape().to_vec(),
             values: to_f64(view.dtype(), view.data()),
         };
-        file.iter().map(|(n, v)| (n.to_owned(), array(v))).collect()
+        let full = file.iter().filter(|(_, view)| !view.data().is_empty());
+        full.map(|(n, v)| (n.to_owned(), array(v))).collect()
     }
 
     /// All arrays of a file as named parameters.
@@ -74,7 +78,7 @@ impl Golden {
     }
 }
 
-fn read_json(path: &std::path::Path) -> Value {
+fn read_json(path: &Path) -> Value {
     let text = std::fs::read_to_string(path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
     serde_json::from_str(&text).unwrap()
 }
@@ -88,6 +92,7 @@ fn to_f64(dtype: Dtype, bytes: &[u8]) -> Vec<f64> {
         Dtype::F64 => each(bytes, f64::from_le_bytes),
         Dtype::I64 => each(bytes, |b| i64::from_le_bytes(b) as f64),
         Dtype::I32 => each(bytes, |b| f64::from(i32::from_le_bytes(b))),
+        Dtype::BOOL | Dtype::U8 => each(bytes, |[b]| f64::from(b)),
         other => panic!("arrays of {other:?} are not known here"),
     }
 }
@@ -137,9 +142,30 @@ pub fn values<const D: usize>(tensor: Tensor<D>) -> Vec<f64> {
     tensor.into_data().iter::<f64>().collect()
 }
 
+/// The gradient of a leaf; zero where none arrived.
+pub fn gradient<const D: usize>(leaf: &Tensor<D>, gradients: &Gradients) -> Tensor<D> {
+    let found = leaf.grad(gradients);
+    found.unwrap_or_else(|| leaf.clone().inner().zeros_like())
+}
+
+/// Fails where `config` says something else than the only `value` of `key` that is implemented.
+pub fn only(config: &Value, key: &str, value: &Value) {
+    let found = &config[key];
+    let same = match (found.as_f64(), value.as_f64()) {
+        (Some(found), Some(value)) => found.to_bits() == value.to_bits(),
+        _ => found == value,
+    };
+    assert!(
+        same || config.get(key).is_none(),
+        "`{key}` is {found}, only {value} is implemented"
+    );
+}
+
 /// The check of one entry.
 pub struct Case {
     pub entry: Entry,
+    /// The file, where it is a text.
+    pub json: Value,
     arrays: Vec<(String, Array)>,
     done: BTreeSet<String>,
     failures: Vec<String>,
@@ -149,17 +175,44 @@ pub struct Case {
 impl Case {
     pub fn new(golden: &Golden, entry: &Entry) -> Self {
         let is_json = entry.file.ends_with(".json");
+        let (json, arrays) = if is_json {
+            (read_json(&golden.dir.join(&entry.file)), Vec::new())
+        } else {
+            (Value::Null, golden.arrays(&entry.file))
+        };
         Self {
-            arrays: if is_json {
-                Vec::new()
-            } else {
-                golden.arrays(&entry.file)
-            },
+            json,
+            arrays,
             entry: entry.clone(),
             done: BTreeSet::new(),
             failures: Vec::new(),
             comparisons: 0,
         }
+    }
+
+    /// Whether the file has that array.
+    pub fn has(&self, name: &str) -> bool {
+        self.arrays.iter().any(|(n, _)| n == name)
+    }
+
+    /// Whether the first of the file's cases or steps has that key.
+    pub fn has_key(&self, key: &str) -> bool {
+        let first = match (&self.json["cases"], &self.json["after_each_step"]) {
+            (Value::Object(cases), _) => cases.values().next(),
+            (Value::Array(list), _) | (_, Value::Array(list)) => list.first(),
+            _ => None,
+        };
+        first.is_some_and(|first| first.get(key).is_some())
+    }
+
+    /// Fails for a key of the entry's config that no check reads: it may change what is meant.
+    pub fn knows_keys(&self, read: &[&str]) {
+        let keys = self.entry.config.as_object().into_iter().flatten();
+        let unknown: Vec<_> = keys
+            .map(|(key, _)| key.as_str())
+            .filter(|key| !read.contains(key) && *key != "note")
+            .collect();
+        assert!(unknown.is_empty(), "config keys {unknown:?} are not read");
     }
 
     /// Takes an array as an input of the check.
@@ -214,11 +267,23 @@ impl Case {
     }
 
     /// Compares the gradients of parameters (in Hugging Face's names) with the arrays
-    /// `{prefix}{name}`; none may be missing on either side.
+    /// `{prefix}{name}`; a gradient that only one side has must be zero.
     pub fn expect_gradients(&mut self, prefix: &str, got: &TensorMap) {
         for (name, gradient) in got {
+            let name = format!("{prefix}{name}");
             let values: Vec<f64> = gradient.values.iter().map(|&v| f64::from(v)).collect();
-            self.expect(&format!("{prefix}{name}"), &values);
+            if self.has(&name) {
+                self.expect(&name, &values);
+            } else {
+                self.compare(&name, &values, &vec![0.0; values.len()]);
+            }
+        }
+        for name in self.names(prefix) {
+            let full = format!("{prefix}{name}");
+            if !got.contains_key(&name) && !self.done.contains(&full) {
+                let length = self.input(&full).values.len();
+                self.expect(&full, &vec![0.0; length]);
+            }
         }
     }
 

@@ -18,6 +18,7 @@ fn indices(array: &Array) -> Tensor<2, Int> {
 
 /// Each step is split into two micro-batches, whose sums add up.
 pub fn prototypes(_: &Golden, case: &mut Case) {
+    case.knows_keys(&["decay", "top_k"]);
     let decay = case.entry.config["decay"].as_f64().unwrap();
     let top_k = case.entry.config["top_k"].as_u64().unwrap() as usize;
     let start = constant(&case.input("keys0"));

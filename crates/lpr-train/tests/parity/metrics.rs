@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-use lpr_train::balance::{LoadMetrics, LoadTracker};
+use lpr_train::balance::{LoadMetrics, LoadTracker, TRACKER_DECAY};
 use lpr_train::schedule::{DecayShape, Schedule};
 
 use crate::case::{Case, Golden};
@@ -22,25 +22,40 @@ fn field(metrics: &LoadMetrics, name: &str) -> Option<f64> {
     })
 }
 
+/// Compares a figure. The files give relative tolerances alone, but what measures differences is
+/// known only to the rounding of the loads: it may be 1e-16 where they are even and it is zero.
+fn compare(case: &mut Case, what: &str, key: &str, got: f64, want: f64) {
+    let differences = ["gini", "cv", "cv_population", "variance_of_fraction"];
+    let is_rounding = (got - want).abs() <= 4.0 * f64::EPSILON;
+    let got = if differences.contains(&key) && is_rounding {
+        want
+    } else {
+        got
+    };
+    case.compare(what, &[got], &[want]);
+}
+
 fn numbers(value: &Value) -> Vec<f64> {
     let list = value.as_array().unwrap().iter();
     list.map(|v| v.as_f64().unwrap()).collect()
 }
 
-pub fn metrics(golden: &Golden, case: &mut Case) {
-    let file = golden.json(&case.entry.file);
+pub fn metrics(_: &Golden, case: &mut Case) {
+    let file = case.json.clone();
     for (name, vector) in file["cases"].as_object().unwrap() {
         let load = numbers(&vector["load"]);
         let mut all = vec![LoadMetrics::from_loads(&load).unwrap()];
         if load.iter().all(|l| l.fract() == 0.0) {
             let counts: Vec<u64> = load.iter().map(|&l| l as u64).collect();
             all.push(LoadMetrics::from_counts(&counts));
-            let fraction = &vector["expected"]["gini_fraction"];
-            if let Some(fraction) = fraction.as_str() {
-                assert_eq!(
-                    reduced(lpr_train::balance::gini_fraction(&counts)),
-                    fraction
-                );
+            let (min, max) = (counts.iter().min().unwrap(), counts.iter().max().unwrap());
+            for (key, got) in [
+                ("gini_fraction", lpr_train::balance::gini_fraction(&counts)),
+                ("min_max_fraction", (u128::from(*min), u128::from(*max))),
+            ] {
+                if let Some(fraction) = vector["expected"][key].as_str() {
+                    assert_eq!(reduced(got), fraction, "{name}.{key}");
+                }
             }
         }
         for metrics in &all {
@@ -48,7 +63,7 @@ pub fn metrics(golden: &Golden, case: &mut Case) {
                 match field(metrics, key) {
                     Some(got) => {
                         let want = want.as_f64().unwrap();
-                        case.compare(&format!("{name}.{key}"), &[got], &[want]);
+                        compare(case, &format!("{name}.{key}"), key, got, want);
                     }
                     None => assert!(
                         ["gini_fraction", "min_max_fraction", "note"].contains(&key.as_str()),
@@ -72,8 +87,9 @@ fn reduced((numerator, denominator): (u128, u128)) -> String {
     }
 }
 
-pub fn load_ema(golden: &Golden, case: &mut Case) {
-    let file = golden.json(&case.entry.file);
+pub fn load_ema(_: &Golden, case: &mut Case) {
+    let file = case.json.clone();
+    assert_eq!(file["decay"].as_f64(), Some(TRACKER_DECAY), "our decay");
     let top_k = file["top_k"].as_u64().unwrap() as usize;
     let batches = file["scores"].as_array().unwrap();
     let wanted = file["after_each_step"].as_array().unwrap();
@@ -102,17 +118,16 @@ pub fn load_ema(golden: &Golden, case: &mut Case) {
             for (key, want) in want[format!("{side}_metrics")].as_object().unwrap() {
                 let got = field(&metrics, key).expect("a known figure");
                 let what = format!("step {step} {side} {key}");
-                case.compare(&what, &[got], &[want.as_f64().unwrap()]);
+                compare(case, &what, key, got, want.as_f64().unwrap());
             }
         }
     }
 }
 
-pub fn wsd(golden: &Golden, case: &mut Case) {
-    for run in golden.json(&case.entry.file)["cases"].as_array().unwrap() {
+pub fn wsd(_: &Golden, case: &mut Case) {
+    for run in case.json.clone()["cases"].as_array().unwrap() {
         let phase = |key: &str| run[key].as_u64().unwrap();
         let schedule = schedule(
-            phase("total"),
             [phase("warmup"), phase("stable"), phase("decay")],
             run["min_ratio"].as_f64().unwrap(),
             1.0,
@@ -125,9 +140,9 @@ pub fn wsd(golden: &Golden, case: &mut Case) {
     }
 }
 
-/// The schedule with these numbers of steps in its phases.
-pub fn schedule(total: u64, phases: [u64; 3], min_lr_ratio: f64, learning_rate: f64) -> Schedule {
-    assert_eq!(phases.iter().sum::<u64>(), total);
+/// The schedule with these numbers of steps in its phases; afterwards the rate stays at its floor.
+pub fn schedule(phases: [u64; 3], min_lr_ratio: f64, learning_rate: f64) -> Schedule {
+    let total = phases.iter().sum();
     // Half a step more, so that rounding down gives the phase back.
     let ratio = |steps: u64| {
         if steps == 0 {

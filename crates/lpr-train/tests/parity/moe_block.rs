@@ -23,6 +23,21 @@ pub fn dense_weights(routing: &lpr_model::Routing) -> Vec<f64> {
 }
 
 pub fn block(_: &Golden, case: &mut Case) {
+    case.knows_keys(&[
+        "arch",
+        "hidden",
+        "num_experts",
+        "num_local_experts",
+        "n_routed_experts",
+        "top_k",
+        "moe_intermediate_size",
+        "intermediate_size",
+        "n_shared_experts",
+        "n_group",
+        "topk_group",
+        "norm_topk_prob",
+        "routed_scaling_factor",
+    ]);
     let config = case.entry.config.clone();
     let size = |key: &str| config[key].as_u64().unwrap() as usize;
     let arch = config["arch"].as_str().unwrap();

@@ -12,13 +12,13 @@ use lpr_model::parameters::{
 use lpr_model::random::ParamInit;
 use lpr_model::router::{
     AlignmentForm, AlignmentReduce, DiversityKind, DiversityOn, Latent, LprConfig, LprRouter,
-    PrototypeInit, RouteContext, Router, RouterKind, RouterSizes, Score, Similarity,
+    PrototypeInit, RouteContext, Router, RouterKind, RouterSizes, RouterTerm, Score, Similarity,
     alignment_routing,
 };
 use lpr_model::{LatentNoise, LossContext, Routing};
-use serde_json::Value;
+use serde_json::{Value, json};
 
-use crate::case::{Case, Golden, autodiff};
+use crate::case::{Case, Golden, autodiff, only};
 use crate::losses::ints;
 
 const F32: DType = DType::F32;
@@ -31,6 +31,7 @@ pub fn lpr_config(config: &Value) -> LprConfig {
         latent_dim: number(["latent", "router_latent_dim"]).unwrap() as usize,
         similarity: similarity(text(["metric", "routing_metrics"])),
         num_similarity_heads: config["heads"].as_u64().unwrap_or(1) as usize,
+        gaussian_sigma: config["sigma"].as_f64().unwrap_or(1.0),
         prototype_init: if config["unit_ball"].as_bool().unwrap() {
             PrototypeInit::UnitBall
         } else {
@@ -42,13 +43,26 @@ pub fn lpr_config(config: &Value) -> LprConfig {
             "euclidean" => DiversityKind::Euclidean,
             other => panic!("diversity {other} is not known here"),
         },
-        diversity_weight: config["div_weight"].as_f64().unwrap()
-            * config["diversity_lambda"].as_f64().unwrap(),
+        diversity_weight: config["div_weight"].as_f64().unwrap() * diversity_factor(config),
         kl_weight: config["kl_weight"].as_f64().unwrap(),
         alignment_weight: config["align_weight"].as_f64().unwrap(),
         loss_weight: config["router_kl_loss_coef"].as_f64().unwrap_or(1.0),
         equiv_accum: 1.0,
         ..LprConfig::default()
+    }
+}
+
+/// The references' second weight of the diversity, which they report as a part of its value.
+fn diversity_factor(config: &Value) -> f64 {
+    config["diversity_lambda"].as_f64().unwrap()
+}
+
+/// A loss term as the references report it.
+pub fn reported(term: &RouterTerm, config: &Value) -> Tensor<1> {
+    if term.name.starts_with("diversity") {
+        term.value.clone() * diversity_factor(config)
+    } else {
+        term.value.clone()
     }
 }
 
@@ -163,6 +177,23 @@ struct Setup {
 }
 
 fn setup(case: &mut Case, config: LprConfig) -> Setup {
+    case.knows_keys(&[
+        "hidden",
+        "latent",
+        "n_experts",
+        "top_k",
+        "metric",
+        "heads",
+        "sigma",
+        "diversity_type",
+        "diversity_lambda",
+        "div_weight",
+        "kl_weight",
+        "align_weight",
+        "unit_ball",
+        "layer_norm_eps",
+    ]);
+    only(&case.entry.config, "layer_norm_eps", &json!(1e-5));
     let size = |key: &str| case.entry.config[key].as_u64().unwrap() as usize;
     let sizes = RouterSizes {
         hidden_size: size("hidden"),
@@ -202,7 +233,7 @@ impl Setup {
         assert_eq!(routing.terms.len(), terms.len());
         for (ours, theirs) in terms {
             let term = routing.terms.iter().find(|t| t.name == *ours).unwrap();
-            case.expect_tensor(theirs, term.value.clone());
+            case.expect_tensor(theirs, reported(term, &case.entry.config));
         }
         let latent = self.router.encode(self.x.clone());
         case.expect_tensor("mu", latent.mean.clone());

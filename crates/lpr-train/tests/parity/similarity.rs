@@ -6,7 +6,9 @@ use lpr_model::hugging_face::Naming;
 use lpr_model::random::ParamInit;
 use lpr_model::router::{AnySimilarity, Latent, LprConfig};
 
-use crate::case::{Case, Golden, autodiff};
+use serde_json::json;
+
+use crate::case::{Case, Golden, autodiff, gradient, only};
 use crate::router::{load_as, named_gradients, renamed, similarity};
 
 const F32: DType = DType::F32;
@@ -36,7 +38,11 @@ fn in_file(name: &str) -> String {
 }
 
 pub fn metric(_: &Golden, case: &mut Case) {
+    case.knows_keys(&["metric", "sigma", "num_heads", "eps", "rms_eps", "scores"]);
     let config = case.entry.config.clone();
+    only(&config, "eps", &json!(1e-8));
+    only(&config, "rms_eps", &json!(1e-6));
+    only(&config, "scores", &json!("-distance"));
     // Every tensor that has a gradient is the token's or a parameter.
     let (tokens, parameters): (Vec<_>, Vec<_>) = case
         .names("grad_scores.")
@@ -70,7 +76,7 @@ pub fn metric(_: &Golden, case: &mut Case) {
     let parameters = parameters.into_iter().collect();
     let compared = load_as(compared, parameters, "gate.", "router.", Naming::Mlp);
 
-    for (output, cotangent, gradient) in [
+    for (output, cotangent, prefix) in [
         ("scores", "cot_scores", "grad_scores"),
         ("weighted_prototypes", "cot_weighted", "grad_weighted"),
     ] {
@@ -98,12 +104,9 @@ pub fn metric(_: &Golden, case: &mut Case) {
         case.expect_tensor(output, value.clone());
         let gradients = (value * case.input(cotangent).tensor(F32)).sum().backward();
         for (name, leaf) in &leaves {
-            case.expect_tensor(
-                &format!("{gradient}.{name}"),
-                leaf.grad(&gradients).unwrap(),
-            );
+            case.expect_tensor(&format!("{prefix}.{name}"), gradient(leaf, &gradients));
         }
         let named = named_gradients(&compared, gradients, "gate.", "router.", Naming::Mlp);
-        case.expect_gradients(&format!("{gradient}."), &renamed(named, in_file));
+        case.expect_gradients(&format!("{prefix}."), &renamed(named, in_file));
     }
 }
