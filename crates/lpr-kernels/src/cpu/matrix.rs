@@ -45,6 +45,10 @@ impl<'a> Matrix<'a> {
 
     /// The `listed` ones of the rows of `data`, which have `cols` elements.
     pub(crate) fn listed(data: &'a [f32], listed: &'a [usize], cols: usize) -> Self {
+        assert!(
+            listed.iter().all(|row| (row + 1) * cols <= data.len()),
+            "rows within the data"
+        );
         Self {
             data,
             rows: Rows::Listed(listed),
@@ -101,13 +105,33 @@ impl<'a> Matrix<'a> {
         self.transposed
     }
 
-    /// A stored row.
-    pub(super) fn stored_row(self, index: usize) -> &'a [f32] {
-        let row = match self.rows {
-            Rows::First(_) => index,
-            Rows::Listed(listed) => listed[index],
-        };
-        &self.data[row * self.stride..][..self.width]
+    /// The number of elements behind which a stored row starts.
+    ///
+    /// # Panics
+    ///
+    /// If there is no such row.
+    #[inline]
+    pub(super) fn start_of_row(self, index: usize) -> usize {
+        match self.rows {
+            Rows::First(count) => {
+                assert!(index < count, "a row of the matrix");
+                index * self.stride
+            }
+            Rows::Listed(listed) => listed[index] * self.stride,
+        }
+    }
+
+    /// Distance of stored rows, unless they are listed.
+    #[inline]
+    pub(super) fn stride(self) -> usize {
+        self.stride
+    }
+
+    /// The elements, from the first stored row's first to the last of all data: every stored row
+    /// lies within them.
+    #[inline]
+    pub(super) fn data(self) -> &'a [f32] {
+        self.data
     }
 
     /// Rows and columns.

@@ -11,7 +11,7 @@
     reason = "an intrinsic must end up in a function compiled for it"
 )]
 
-use std::{mem::MaybeUninit, ops::Range};
+use std::mem::MaybeUninit;
 
 #[cfg(target_arch = "x86_64")]
 mod avx2;
@@ -50,6 +50,9 @@ pub(crate) trait Simd: Copy {
     /// `target` must be writable for `min(LANES, len)` floats.
     unsafe fn write(self, target: *mut f32, len: usize, v: Self::V);
 
+    /// Asks for the cache line of `address`, to read or to write, wherever that is.
+    fn prefetch<const WRITE: bool>(self, address: *const f32);
+
     /// `a + b`.
     fn add(self, a: Self::V, b: Self::V) -> Self::V;
     /// `a - b`.
@@ -75,17 +78,17 @@ pub(crate) trait Simd: Copy {
     /// The largest lane.
     fn largest(self, a: Self::V) -> f32;
 
-    /// Writes a vector for each of the `columns`, at most `LANES` of them: its lane `i` is the
-    /// element of `rows[i]`, zero where there is none. The vectors are `stride` apart and written in
-    /// their order, so that they may overlap.
+    /// Writes `columns` vectors, at most `LANES`: lane `i` of vector `j` is element `j` of row `i`.
+    /// The vectors are `stride` apart and written in their order, so that they may overlap.
     ///
     /// # Safety
     ///
-    /// `target` must be writable for these vectors.
+    /// The first `LANES` of the `rows` must be readable for `columns` floats, and `target` writable
+    /// for the vectors.
     unsafe fn transpose(
         self,
-        rows: &[&[f32]; 16],
-        columns: Range<usize>,
+        rows: [*const f32; 16],
+        columns: usize,
         target: *mut f32,
         stride: usize,
     );

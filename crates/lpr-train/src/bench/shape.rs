@@ -74,11 +74,9 @@ pub fn config(shape: &str, router: Option<BenchRouter>) -> Result<RunConfig, Con
 
 #[cfg(test)]
 mod tests {
-    use burn::tensor::Device;
-    use lpr_model::parameters::trained_sizes;
+    use lpr_model::estimate::estimate;
 
     use super::*;
-    use crate::session;
 
     #[test]
     fn every_name_is_a_valid_configuration_with_every_router() {
@@ -104,8 +102,12 @@ mod tests {
         for (name, positions, millions) in expect {
             let config = config(name, None).expect("valid");
             assert_eq!(config.positions_per_step(), positions, "{name}");
-            let model = session::initial_model(&config, &Device::flex().autodiff());
-            let params: usize = trained_sizes(&model).iter().map(|(_, size)| size).sum();
+            let params = estimate(
+                &config.model.decoder(),
+                &config.router,
+                config.data.sequence_length,
+            )
+            .total_params;
             assert!(
                 (params as f64 / 1e6 - millions).abs() < 0.05,
                 "{name}: {params}"

@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 use std::time::{Duration, Instant};
 
 use lpr_kernels::profile::SpanTime;
-use lpr_model::parameters::trained_sizes;
+use lpr_model::estimate::estimate;
 use serde::Serialize;
 
 use crate::bench::{self, Mode, Plan, Timing, shape};
@@ -25,7 +25,10 @@ struct Findings {
     mode: Mode,
     threads: usize,
     instruction_set: String,
-    params: usize,
+    params: u64,
+    /// Floating-point operations, as `estimate` counts them.
+    mflop_per_token: f64,
+    gflop_s: f64,
     tokens_per_step: u64,
     steps: usize,
     tok_s_median: f64,
@@ -69,7 +72,6 @@ pub fn run(args: &BenchArgs) -> Result<Outcome, TrainError> {
     let threads = use_threads(args.threads)?;
     let device = session::open_device(&config)?;
     let model = session::initial_model(&config, &device.clone().autodiff());
-    let params = trained_sizes(&model).iter().map(|(_, size)| size).sum();
     let plan = Plan {
         mode: args.mode,
         warmup: args.warmup,
@@ -81,13 +83,24 @@ pub fn run(args: &BenchArgs) -> Result<Outcome, TrainError> {
     let wall = sorted(&timing.wall);
     let (best, median, worst) = (wall[0], wall[wall.len() / 2], wall[wall.len() - 1]);
     let cpu = sorted(&timing.cpu);
+    let cost = estimate(
+        &config.model.decoder(),
+        &config.router,
+        config.data.sequence_length,
+    );
+    let flops = match args.mode {
+        Mode::Train => cost.training_flops_per_token,
+        Mode::Eval => cost.flops_per_token,
+    };
     let findings = Findings {
         shape: args.shape.clone(),
         router: config.router.name(),
         mode: args.mode,
         threads,
         instruction_set: format!("{:?}", lpr_kernels::instruction_set()),
-        params,
+        params: cost.total_params,
+        mflop_per_token: flops as f64 / 1e6,
+        gflop_s: flops as f64 * tokens as f64 / median / 1e9,
         tokens_per_step: tokens,
         steps: args.steps,
         tok_s_median: tokens as f64 / median,
@@ -170,6 +183,7 @@ fn table(found: &Findings) -> String {
     if let Some(rate) = found.tok_per_cpu_s {
         let _ = write!(text, ", {rate:.0} per CPU second");
     }
+    let _ = write!(text, "; {:.0} GFLOP/s", found.gflop_s);
     if let Some(peak) = found.rss_peak_mb {
         let _ = write!(text, "; peak memory {peak:.0} MiB");
     }

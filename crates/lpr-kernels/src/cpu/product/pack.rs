@@ -98,8 +98,11 @@ pub(super) fn pack_rhs<S: Simd>(s: S, rhs: Matrix<'_>, panels: &Panels, target: 
     }
 }
 
-/// The lines are columns of the stored rows: one row after the other is shared out to the panels, so
-/// that it is read in one go.
+/// Stored rows that are shared out to all panels before the next ones: so few that they stay in the
+/// nearest cache.
+const SHARED_ROWS: usize = 16;
+
+/// The lines are columns of the stored rows: some rows after the others are shared out to the panels.
 ///
 /// A last vector may hold what follows the lines. That lands in columns that no tile keeps, in the
 /// place of the next step, which is written later, or behind the panel.
@@ -107,40 +110,58 @@ pub(super) fn pack_rhs<S: Simd>(s: S, rhs: Matrix<'_>, panels: &Panels, target: 
 fn pack_cols<S: Simd>(s: S, matrix: Matrix<'_>, panels: &Panels, target: &mut [NewFloat]) {
     assert!(target.len() >= panels.size(), "room for all panels");
     let target: *mut f32 = target.as_mut_ptr().cast();
-    for (step, k) in panels.ks.clone().enumerate() {
-        let row = matrix.stored_row(k);
+    let data = matrix.data();
+    for step in (0..panels.depth()).step_by(SHARED_ROWS) {
+        let steps = step..(step + SHARED_ROWS).min(panels.depth());
         for panel in 0..panels.count() {
             let lines = panels.lines(panel);
             let stride = panels.stride(lines.len());
-            let at = panels.offset(panel) + step * stride;
-            for part in (0..stride).step_by(S::LANES) {
-                let rest = row.get(lines.start + part..).unwrap_or_default();
-                // SAFETY: the vector starts within the panel.
-                unsafe { s.write(target.add(at + part), S::LANES, s.load(rest)) };
+            for step in steps.clone() {
+                let start = matrix.start_of_row(panels.ks.start + step) + lines.start;
+                let at = panels.offset(panel) + step * stride;
+                let ahead = SHARED_ROWS * matrix.stride();
+                for part in (0..stride).step_by(S::LANES) {
+                    let start = (start + part).min(data.len());
+                    s.prefetch::<false>(data.as_ptr().wrapping_add(start + ahead));
+                    // SAFETY: the vector is read within the data, and starts within the panel.
+                    unsafe {
+                        let v = s.read(data.as_ptr().add(start), data.len() - start, 0.0);
+                        s.write(target.add(at + part), S::LANES, v);
+                    }
+                }
             }
         }
     }
 }
 
 /// The lines are stored rows, so that every panel is a transposed part of the matrix.
+///
+/// Columns of a panel behind the last line repeat it.
 #[inline(always)]
 fn pack_rows<S: Simd>(s: S, matrix: Matrix<'_>, panels: &Panels, target: &mut [NewFloat]) {
     assert!(target.len() >= panels.size(), "room for all panels");
     let target: *mut f32 = target.as_mut_ptr().cast();
+    let data = matrix.data();
     for panel in 0..panels.count() {
         let lines = panels.lines(panel);
         let stride = panels.stride(lines.len());
         for part in (0..stride).step_by(S::LANES) {
-            let mut rows: [&[f32]; 16] = [&[]; 16];
-            let lines = lines.start + part..(lines.start + part + S::LANES).min(lines.end);
-            for (row, line) in rows.iter_mut().zip(lines) {
-                *row = &matrix.stored_row(line)[panels.ks.clone()];
-            }
+            let rows: [&[f32]; 16] = std::array::from_fn(|index| {
+                let line = (lines.start + part + index).min(lines.end - 1);
+                &data[matrix.start_of_row(line)..][panels.ks.clone()]
+            });
+            let rows = rows.map(<[f32]>::as_ptr);
             let at = panels.offset(panel) + part;
             for k in (0..panels.depth()).step_by(S::LANES) {
-                let columns = k..(k + S::LANES).min(panels.depth());
-                // SAFETY: the vectors start within the panel.
-                unsafe { s.transpose(&rows, columns, target.add(at + k * stride), stride) };
+                let len = (panels.depth() - k).min(S::LANES);
+                // SAFETY: the rows have `depth` elements, and the vectors start within the panel.
+                unsafe {
+                    let rows = rows.map(|row| row.add(k));
+                    for row in rows.iter().take(S::LANES) {
+                        s.prefetch::<false>(row.wrapping_add(4 * S::LANES));
+                    }
+                    s.transpose(rows, len, target.add(at + k * stride), stride);
+                }
             }
         }
     }

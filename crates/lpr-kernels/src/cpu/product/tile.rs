@@ -43,6 +43,12 @@ pub(super) unsafe fn write_tile<S: Simd>(s: S, rows: usize, tile: Tile) {
 /// As [`write_tile`].
 #[inline(always)]
 unsafe fn write<S: Simd, const ROWS: usize>(s: S, tile: Tile) {
+    // By the end of the loop, the lines of the target are there.
+    for row in 0..ROWS {
+        let target = tile.target.wrapping_add(row * tile.row_stride);
+        s.prefetch::<true>(target);
+        s.prefetch::<true>(target.wrapping_add(S::LANES));
+    }
     let (mut lhs, mut rhs) = (tile.lhs, tile.rhs);
     let mut sums = [[s.splat(0.0); 2]; ROWS];
     for _ in 0..tile.depth {

@@ -2,7 +2,7 @@
 
 use super::Simd;
 #[allow(clippy::wildcard_imports, reason = "the vocabulary of this file")]
-use std::{arch::x86_64::*, ops::Range};
+use std::arch::x86_64::*;
 
 /// The token of the AVX-512 vectors.
 #[derive(Clone, Copy)]
@@ -65,6 +65,15 @@ impl Simd for Avx512 {
                 _mm512_mask_storeu_ps(target, first(len), v);
             }
         }
+    }
+
+    #[inline(always)]
+    fn prefetch<const WRITE: bool>(self, address: *const f32) {
+        intrinsics!(if WRITE {
+            _mm_prefetch::<_MM_HINT_ET0>(address.cast());
+        } else {
+            _mm_prefetch::<_MM_HINT_T0>(address.cast());
+        });
     }
 
     #[inline(always)]
@@ -131,16 +140,15 @@ impl Simd for Avx512 {
     #[inline(always)]
     unsafe fn transpose(
         self,
-        rows: &[&[f32]; 16],
-        columns: Range<usize>,
+        rows: [*const f32; 16],
+        columns: usize,
         target: *mut f32,
         stride: usize,
     ) {
         let mut v = [self.splat(0.0); 16];
         for (v, row) in v.iter_mut().zip(rows) {
-            if let Some(row) = row.get(columns.clone()) {
-                *v = self.load(row);
-            }
+            // SAFETY: the caller vouches for it.
+            *v = unsafe { self.read(row, columns, 0.0) };
         }
         // Pairs of rows, then fours of rows, within each quarter of a vector.
         intrinsics!({
@@ -178,7 +186,7 @@ impl Simd for Avx512 {
                 v[j + 12] = _mm512_shuffle_f32x4::<0xdd>(ab_odd, cd_odd);
             }
         });
-        for (index, v) in v.into_iter().take(columns.len()).enumerate() {
+        for (index, v) in v.into_iter().take(columns).enumerate() {
             // SAFETY: the caller vouches for it.
             unsafe { _mm512_storeu_ps(target.add(index * stride), v) };
         }

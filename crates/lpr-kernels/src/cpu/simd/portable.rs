@@ -1,7 +1,6 @@
 //! Eight floats in an array: what the compiler makes of it depends on the target.
 
 use super::Simd;
-use std::ops::Range;
 
 /// Floats in a vector.
 const LANES: usize = 8;
@@ -39,6 +38,9 @@ impl Simd for Portable {
         // SAFETY: `v` holds LANES floats and the caller vouches for `target`.
         unsafe { target.copy_from_nonoverlapping(v.as_ptr(), len.min(LANES)) };
     }
+
+    #[inline(always)]
+    fn prefetch<const WRITE: bool>(self, _address: *const f32) {}
 
     #[inline(always)]
     fn add(self, a: Self::V, b: Self::V) -> Self::V {
@@ -112,15 +114,17 @@ impl Simd for Portable {
     #[inline(always)]
     unsafe fn transpose(
         self,
-        rows: &[&[f32]; 16],
-        columns: Range<usize>,
+        rows: [*const f32; 16],
+        columns: usize,
         target: *mut f32,
         stride: usize,
     ) {
-        for (index, column) in columns.enumerate() {
-            let v: Self::V = std::array::from_fn(|i| rows[i].get(column).copied().unwrap_or(0.0));
+        for column in 0..columns {
             // SAFETY: the caller vouches for it.
-            unsafe { self.write(target.add(index * stride), LANES, v) };
+            unsafe {
+                let v: Self::V = std::array::from_fn(|i| *rows[i].add(column));
+                self.write(target.add(column * stride), LANES, v);
+            }
         }
     }
 }
