@@ -21,6 +21,10 @@
 //! has the same name and layout in both. The LPR names are the released code's. With
 //! [`Naming::BlockSparseMoe`] `mlp` is `block_sparse_moe` there, and an expert's `gate_proj`,
 //! `down_proj` and `up_proj` are `w1`, `w2` and `w3`.
+//!
+//! Written is this layout, which checkpoints on the hub have and transformers 5 converts as it loads.
+//! Read is also that of transformers 5 in memory, where every family says `mlp` and a layer's experts
+//! are `mlp.experts.gate_up_proj` `[E, 2 * inner, in]` and `mlp.experts.down_proj` `[E, out, inner]`.
 
 mod names;
 
@@ -28,6 +32,9 @@ pub use names::Naming;
 
 use self::names::{KEYS, Layout, rename_means, rule};
 use crate::parameters::{HostTensor, ParameterMismatch, TensorMap};
+
+/// How the names end by which experts in one tensor are recognized.
+const FUSED: &str = ".experts.gate_up_proj";
 
 /// Renames and lays out our parameters (or their gradients) as Hugging Face does.
 pub fn to_hugging_face(ours: &TensorMap, naming: Naming) -> TensorMap {
@@ -55,7 +62,8 @@ pub fn to_hugging_face(ours: &TensorMap, naming: Naming) -> TensorMap {
         .collect()
 }
 
-/// Finds our parameters, given by name and shape, among Hugging Face's tensors.
+/// Finds our parameters, given by name and shape, among Hugging Face's tensors, one matrix per expert
+/// or all experts of a layer in one tensor.
 ///
 /// # Errors
 /// If a tensor is missing, has another shape, or is left over; all such problems are listed.
@@ -66,6 +74,8 @@ pub fn from_hugging_face(
 ) -> Result<TensorMap, ParameterMismatch> {
     let mut problems = Vec::new();
     let mut ours = TensorMap::new();
+    let fused = theirs.keys().any(|name| name.ends_with(FUSED));
+    let naming = if fused { Naming::Mlp } else { naming };
     let mut theirs = in_mlp_form(theirs, naming, &mut problems);
     rename_means(&mut theirs, KEYS[1], KEYS[0]);
     for (name, shape) in shapes {
@@ -90,6 +100,8 @@ pub fn from_hugging_face(
             Layout::Transposed => {
                 take(&source, vec![shape[1], shape[0]]).map(|tensor| transposed(&tensor))
             }
+            Layout::PerExpert(_) if fused => take(name, vec![shape[0], shape[2], shape[1]])
+                .map(|tensor| transposed_each(&tensor)),
             Layout::PerExpert(parts) => {
                 let matrix_shape = vec![shape[2] / parts.len(), shape[1]];
                 let matrices: Vec<_> = (0..shape[0])
@@ -136,14 +148,30 @@ fn unused(name: &str) -> String {
 
 fn transposed(tensor: &HostTensor) -> HostTensor {
     let (rows, columns) = (tensor.shape[0], tensor.shape[1]);
-    let mut values = Vec::with_capacity(tensor.values.len());
-    for column in 0..columns {
-        values.extend((0..rows).map(|row| tensor.values[row * columns + column]));
-    }
     HostTensor {
         shape: vec![columns, rows],
-        values,
+        values: transposed_values(&tensor.values, rows, columns).collect(),
     }
+}
+
+/// `[n, rows, columns]` to `[n, columns, rows]`.
+fn transposed_each(tensor: &HostTensor) -> HostTensor {
+    let (rows, columns) = (tensor.shape[1], tensor.shape[2]);
+    let matrices = tensor.values.chunks(rows * columns);
+    HostTensor {
+        shape: vec![tensor.shape[0], columns, rows],
+        values: matrices
+            .flat_map(|matrix| transposed_values(matrix, rows, columns))
+            .collect(),
+    }
+}
+
+fn transposed_values(
+    matrix: &[f32],
+    rows: usize,
+    columns: usize,
+) -> impl Iterator<Item = f32> + '_ {
+    (0..columns).flat_map(move |column| (0..rows).map(move |row| matrix[row * columns + column]))
 }
 
 /// `[experts, rows, parts * width]` to one `[width, rows]` matrix per expert and part.
@@ -298,6 +326,50 @@ mod tests {
             from_hugging_face(usual, &shapes, mixtral).expect_err("other names");
         let missing = "`model.layers.3.block_sparse_moe.experts.1.w2.weight` is missing";
         assert!(problems.iter().any(|p| p == missing), "{problems:?}");
+    }
+
+    /// As transformers 5 keeps them: `[experts, 2 * inner, in]`, gate above up.
+    #[test]
+    fn experts_in_one_tensor_are_the_same_experts() {
+        let ours = ours();
+        let shapes: Vec<_> = ours
+            .iter()
+            .map(|(n, t)| (n.clone(), t.shape.clone()))
+            .collect();
+        let mut theirs = to_hugging_face(&ours, Naming::Mlp);
+        let layer = "model.layers.3.mlp.experts";
+        let mut stacked = |parts: &[&str], shape: [usize; 3]| HostTensor {
+            shape: shape.to_vec(),
+            values: (0..2)
+                .flat_map(|e| {
+                    parts
+                        .iter()
+                        .map(move |part| format!("{layer}.{e}.{part}.weight"))
+                })
+                .flat_map(|name| theirs.remove(&name).expect("written").values)
+                .collect(),
+        };
+        let (gate_up, down) = (
+            stacked(&["gate_proj", "up_proj"], [2, 4, 3]),
+            stacked(&["down_proj"], [2, 3, 2]),
+        );
+        theirs.insert(format!("{layer}.gate_up_proj"), gate_up);
+        theirs.insert(format!("{layer}.down_proj"), down);
+        // All families have the same names then.
+        for naming in [Naming::Mlp, Naming::BlockSparseMoe] {
+            let back = from_hugging_face(theirs.clone(), &shapes, naming);
+            assert_eq!(back.as_ref(), Ok(&ours));
+        }
+        let down = format!("{layer}.down_proj");
+        theirs.insert(down.clone(), counting(&[2, 2, 3]));
+        let ParameterMismatch(problems) =
+            from_hugging_face(theirs, &shapes, Naming::Mlp).expect_err("another shape");
+        assert_eq!(
+            problems,
+            [format!(
+                "`{down}` has shape [2, 2, 3], the model needs [2, 3, 2]"
+            )]
+        );
     }
 
     #[test]
