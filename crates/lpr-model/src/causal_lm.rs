@@ -5,9 +5,9 @@ use burn::tensor::{Device, Int, Tensor};
 use lpr_kernels::SequenceMask;
 
 use crate::config::DecoderConfig;
-use crate::decoder::Decoder;
+use crate::decoder::{Decoder, Watch};
 use crate::random::ParamInit;
-use crate::router::{LossContext, RouterConfig, Routing, StepStatistics};
+use crate::router::{AnyRouter, LossContext, RouterConfig, Routing, StepStatistics};
 
 /// A batch of token rows on the device.
 #[derive(Debug, Clone)]
@@ -60,11 +60,22 @@ impl CausalLm {
 
     /// Runs the decoder. `losses` is given in training: the routers then return their loss terms.
     pub fn forward(&self, input: &ModelInput, losses: Option<&LossContext>) -> CausalLmOutput {
+        self.forward_watched(input, losses, &mut |_, _| ())
+    }
+
+    /// Like [`Self::forward`], and shows `watch` what each router sees.
+    pub fn forward_watched(
+        &self,
+        input: &ModelInput,
+        losses: Option<&LossContext>,
+        watch: Watch<'_>,
+    ) -> CausalLmOutput {
         let (hidden_states, routings) = self.model.forward(
             input.input_ids.clone(),
             input.position_ids.clone(),
             input.mask.as_ref(),
             losses,
+            watch,
         );
         CausalLmOutput {
             hidden_states,
@@ -92,10 +103,26 @@ impl CausalLm {
 
     /// Lets every router take in what its layer saw in a step; one entry per layer
     /// with experts.
+    ///
+    /// # Panics
+    /// If `statistics` has another length.
     #[must_use]
     pub fn after_step(self, statistics: &[StepStatistics]) -> Self {
+        let mut num_routers = 0;
+        let model = self.map_routers(|layer, router| {
+            num_routers = layer + 1;
+            router.after_step(&statistics[layer])
+        });
+        assert_eq!(statistics.len(), num_routers, "one entry per router");
+        model
+    }
+
+    /// The model with every router replaced by what `change` makes of it, given its index among the
+    /// layers with experts.
+    #[must_use]
+    pub fn map_routers(self, change: impl FnMut(usize, AnyRouter) -> AnyRouter) -> Self {
         Self {
-            model: self.model.after_step(statistics),
+            model: self.model.map_routers(change),
             ..self
         }
     }

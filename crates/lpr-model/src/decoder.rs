@@ -8,7 +8,11 @@ use crate::config::DecoderConfig;
 use crate::layers::{Attention, RmsNorm, RotaryEmbedding};
 use crate::moe::FeedForward;
 use crate::random::ParamInit;
-use crate::router::{LossContext, RouteContext, RouterConfig, Routing, StepStatistics};
+use crate::router::{AnyRouter, LossContext, RouteContext, RouterConfig, Routing};
+
+/// Is shown what each router sees: the index among the layers with experts, and the hidden states,
+/// `[tokens, hidden_size]`.
+pub type Watch<'a> = &'a mut dyn FnMut(usize, &Tensor<2>);
 
 /// A table of one vector per token id.
 #[derive(Module, Debug)]
@@ -49,14 +53,17 @@ impl DecoderLayer {
         rotary: &RotaryEmbedding,
         mask: Option<&SequenceMask>,
         context: &RouteContext<'_>,
+        watch: Watch<'_>,
     ) -> (Tensor<3>, Option<Routing>) {
         let [batch, sequence, width] = hidden_states.dims();
         let normed = self.input_layernorm.forward(hidden_states.clone());
         let hidden_states = hidden_states + self.self_attn.forward(normed, rotary, mask);
         let normed = self.post_attention_layernorm.forward(hidden_states.clone());
-        let (output, routing) = self
-            .mlp
-            .forward(normed.reshape([batch * sequence, width]), context);
+        let normed = normed.reshape([batch * sequence, width]);
+        if matches!(self.mlp, FeedForward::Moe(_)) {
+            watch(context.layer, &normed);
+        }
+        let (output, routing) = self.mlp.forward(normed, context);
         let output = output.reshape([batch, sequence, width]);
         (hidden_states + output, routing)
     }
@@ -95,7 +102,8 @@ impl Decoder {
         }
     }
 
-    /// Final hidden states and the routing of every layer with experts.
+    /// Final hidden states and the routing of every layer with experts. `watch` is called for each of
+    /// these layers in order.
     ///
     /// # Shapes
     /// `input_ids`: `[batch, sequence]`; `position_ids`: the same or `[1, sequence]`; the hidden
@@ -106,6 +114,7 @@ impl Decoder {
         position_ids: Tensor<2, Int>,
         mask: Option<&SequenceMask>,
         losses: Option<&LossContext>,
+        watch: Watch<'_>,
     ) -> (Tensor<2>, Vec<Routing>) {
         let [batch, sequence] = input_ids.dims();
         let table = self.embed_tokens.weight.val();
@@ -120,7 +129,7 @@ impl Decoder {
         for block in &self.layers {
             let layer = routings.len();
             let context = RouteContext { layer, losses };
-            let (output, routing) = block.forward(hidden_states, &rotary, mask, &context);
+            let (output, routing) = block.forward(hidden_states, &rotary, mask, &context, watch);
             hidden_states = output;
             routings.extend(routing);
         }
@@ -129,23 +138,21 @@ impl Decoder {
         (hidden_states.reshape([batch * sequence, width]), routings)
     }
 
-    /// Lets every router take in what its layer saw in a step.
-    ///
-    /// # Panics
-    /// If `statistics` is not one entry per layer with experts.
+    /// The decoder with every router replaced by what `change` makes of it, given its index among the
+    /// layers with experts.
     #[must_use]
-    pub fn after_step(self, statistics: &[StepStatistics]) -> Self {
-        let mut statistics = statistics.iter();
-        let mut next = || statistics.next().expect("one entry per layer with experts");
-        let update = |layer: DecoderLayer| match layer.mlp {
+    pub fn map_routers(self, mut change: impl FnMut(usize, AnyRouter) -> AnyRouter) -> Self {
+        let mut index = 0..;
+        let mut changed = |layer: DecoderLayer| match layer.mlp {
             FeedForward::Moe(moe) => DecoderLayer {
-                mlp: FeedForward::Moe(moe.after_step(next())),
+                mlp: FeedForward::Moe(moe.map_router(|router| {
+                    change(index.next().expect("the range has no end"), router)
+                })),
                 ..layer
             },
             FeedForward::Dense(_) => layer,
         };
-        let layers = self.layers.into_iter().map(update).collect();
-        assert!(statistics.next().is_none(), "more statistics than layers");
+        let layers = self.layers.into_iter().map(&mut changed).collect();
         Self { layers, ..self }
     }
 }

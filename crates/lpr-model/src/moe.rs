@@ -7,7 +7,7 @@ use burn::tensor::Tensor;
 use crate::config::{DecoderConfig, MoeConfig};
 use crate::layers::SwiGlu;
 use crate::random::ParamInit;
-use crate::router::{AnyRouter, RouteContext, RouterConfig, RouterSizes, Routing, StepStatistics};
+use crate::router::{AnyRouter, RouteContext, RouterConfig, RouterSizes, Routing};
 
 /// The weights of all routed experts of one layer: y = (silu(x G) * (x U)) D per expert.
 #[derive(Module, Debug)]
@@ -90,11 +90,11 @@ impl MoeLayer {
         (output, routing)
     }
 
-    /// See [`Router::after_step`](crate::router::Router::after_step).
+    /// The layer with its router replaced by what `change` makes of it.
     #[must_use]
-    pub fn after_step(self, statistics: &StepStatistics) -> Self {
+    pub fn map_router(self, change: impl FnOnce(AnyRouter) -> AnyRouter) -> Self {
         Self {
-            router: self.router.after_step(statistics),
+            router: change(self.router),
             ..self
         }
     }

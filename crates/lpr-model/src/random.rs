@@ -63,6 +63,11 @@ impl Stream {
         Words(mix(self.0.wrapping_add(index)))
     }
 
+    /// The first number of the stream when it is read as uniform in `[0, 1)`.
+    pub fn uniform(self) -> f64 {
+        (mix(self.0) >> 11) as f64 / 2_f64.powi(53)
+    }
+
     fn tensor<const D: usize>(self, shape: [usize; D], device: &Device) -> Tensor<D> {
         let values = self.standard_normal(shape.iter().product());
         Tensor::from_data(TensorData::new(values, shape), device)

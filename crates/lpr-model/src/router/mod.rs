@@ -11,7 +11,7 @@ pub use aux_loss::{
 pub use lpr::{
     AlignmentForm, AlignmentReduce, AnySimilarity, Compares, Diversity, DiversityKind, DiversityOn,
     DiversityReduce, Latent, Metric, MetricConfig, MetricForm, PRESET_KEY, Padding, Preset,
-    PrototypeEma, PrototypeInit, PrototypeMatch, Score, Similarity, TokenGroups,
+    PrototypeEma, PrototypeFit, PrototypeInit, PrototypeMatch, Score, Similarity, TokenGroups,
     alignment_code_loss, alignment_paper_loss, alignment_routing, alignment_target, kl_loss,
     official_update, paper_update,
 };

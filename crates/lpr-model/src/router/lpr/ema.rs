@@ -156,7 +156,7 @@ pub fn after_step(
 }
 
 /// The value outside the autodiff graph.
-fn plain<const D: usize>(tensor: Tensor<D>) -> Tensor<D> {
+pub(super) fn plain<const D: usize>(tensor: Tensor<D>) -> Tensor<D> {
     if tensor.device().is_autodiff() {
         tensor.inner()
     } else {
@@ -165,7 +165,7 @@ fn plain<const D: usize>(tensor: Tensor<D>) -> Tensor<D> {
 }
 
 /// The parameter with a new value; it requires a gradient if it did before.
-fn replaced<const D: usize>(
+pub(super) fn replaced<const D: usize>(
     parameter: Param<Tensor<D>>,
     new: impl FnOnce(Tensor<D>) -> Tensor<D>,
 ) -> Param<Tensor<D>> {

@@ -9,6 +9,7 @@ mod config;
 mod diversity;
 mod ema;
 mod encoder;
+mod fit;
 mod preset;
 mod prototypes;
 mod similarity;
@@ -22,6 +23,7 @@ pub use config::{LprConfig, Score};
 pub use diversity::{Diversity, DiversityKind, DiversityOn, DiversityReduce};
 pub use ema::{PrototypeEma, official_update, paper_update};
 pub use encoder::{Latent, kl_loss};
+pub use fit::PrototypeFit;
 pub use preset::{PRESET_KEY, Preset};
 pub use prototypes::PrototypeInit;
 pub use similarity::{
