@@ -35,6 +35,7 @@ pub(crate) const MAX_PIECE_BYTES: usize = 1 << 18;
 /// Special-token strings inside a text are encoded as text, and no begin or end mark is added.
 pub struct Tokenizer {
     spec: String,
+    file: Option<PathBuf>,
     kind: Kind,
     vocab_size: usize,
     eos_id: Option<u32>,
@@ -85,6 +86,7 @@ impl Tokenizer {
         if spec == BYTES {
             return Ok(Self {
                 spec: spec.to_owned(),
+                file: None,
                 kind: Kind::Bytes,
                 vocab_size: 257,
                 eos_id: Some(BYTES_EOS),
@@ -131,6 +133,7 @@ impl Tokenizer {
         };
         Ok(Self {
             spec: spec.to_owned(),
+            file: Some(path.to_path_buf()),
             vocab_size: largest as usize + 1,
             eos_id: find_eos(path, id_of)?,
             fingerprint: hex(&Sha256::digest(&bytes)),
@@ -145,6 +148,11 @@ impl Tokenizer {
     /// The `tokenizer` key it was opened with.
     pub fn spec(&self) -> &str {
         &self.spec
+    }
+
+    /// The `tokenizer.json` it was read from; `None` for the built-in one.
+    pub fn file(&self) -> Option<&Path> {
+        self.file.as_deref()
     }
 
     /// Largest id plus one, added tokens included. A model's embedding needs at least as many rows.

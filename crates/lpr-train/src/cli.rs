@@ -9,6 +9,7 @@ use clap::{Args, Parser, Subcommand};
 
 use crate::bench::Mode;
 use crate::bench::shape::BenchRouter;
+use crate::hugging_face::shards::ShardSize;
 use crate::report::Verbosity;
 
 /// Pre-trains Mixture-of-Experts language models and shows what the router does.
@@ -57,6 +58,10 @@ pub enum Command {
     Eval(EvalArgs),
     /// Speed of training or evaluation, on made-up tokens.
     Bench(BenchArgs),
+    /// Write a checkpoint as a Hugging Face folder.
+    Export(ExportArgs),
+    /// Read a Hugging Face folder into a checkpoint of step 0.
+    Import(ImportArgs),
     /// What this build and machine can do; with --config, whether each balancer works.
     Doctor(DoctorArgs),
     /// Parameters and floating-point operations of a configuration's model; nothing is loaded.
@@ -150,6 +155,9 @@ pub struct EvalArgs {
     /// Where to compute; this build has only `cpu`.
     #[arg(long, value_name = "DEVICE", env = "LPR_DEVICE")]
     pub device: Option<String>,
+    /// Also write token ids, logits and chosen experts of the first batch to this safetensors file.
+    #[arg(long, value_name = "FILE")]
+    pub logits: Option<PathBuf>,
     /// Print one JSON object.
     #[arg(long)]
     pub json: bool,
@@ -188,6 +196,45 @@ pub struct BenchArgs {
 fn at_least_one(text: &str) -> Result<usize, String> {
     let count: NonZeroUsize = text.parse().map_err(|error| format!("{error}"))?;
     Ok(count.get())
+}
+
+/// Arguments of `export`.
+#[derive(Clone, Debug, Args)]
+pub struct ExportArgs {
+    /// Folder of the checkpoint.
+    #[arg(long, value_name = "DIR")]
+    pub checkpoint: PathBuf,
+    /// The folder to write; it must not exist or be empty.
+    #[arg(long, value_name = "DIR")]
+    pub out: PathBuf,
+    /// Split the weights into files of at most this size.
+    #[arg(long, value_name = "SIZE", default_value = "5GB")]
+    pub max_shard_size: ShardSize,
+}
+
+/// Arguments of `import`.
+#[derive(Clone, Debug, Args)]
+pub struct ImportArgs {
+    /// The Hugging Face folder: config.json, safetensors, tokenizer.json.
+    #[arg(long, value_name = "DIR")]
+    pub from: PathBuf,
+    /// The checkpoint folder to write; it must not exist or be empty.
+    #[arg(long, value_name = "DIR")]
+    pub out: PathBuf,
+    /// The other sections of the run, and changes to what the folder says.
+    #[command(flatten)]
+    pub config: ConfigArgs,
+    /// Replace the router by this one, its prototypes fitted to a sample of text; its keys are those
+    /// of the configuration.
+    #[arg(long, value_name = "KIND", value_parser = ["lpr"])]
+    pub router: Option<String>,
+    /// The sample: file, glob, folder or builtin:synthetic; the validation sources of the
+    /// configuration if absent.
+    #[arg(long, value_name = "SRC", requires = "router")]
+    pub data: Vec<String>,
+    /// Tokens of the sample, 65536 if absent.
+    #[arg(long, value_name = "N", requires = "router", value_parser = clap::value_parser!(u64).range(1..))]
+    pub sample_tokens: Option<u64>,
 }
 
 /// Arguments of `doctor`.

@@ -9,6 +9,7 @@ use thiserror::Error;
 use crate::balance::BalanceError;
 use crate::checkpoint::CheckpointError;
 use crate::config::{ConfigErrors, Difference};
+use crate::hugging_face::FolderError;
 use crate::liveness::DeadBalancer;
 use crate::run_dir::RunDirError;
 
@@ -67,6 +68,9 @@ pub enum TrainError {
     /// A checkpoint could not be written or may not be used.
     #[error(transparent)]
     Checkpoint(#[from] CheckpointError),
+    /// A Hugging Face folder may not be used.
+    #[error(transparent)]
+    Folder(#[from] FolderError),
     /// The configuration does not fit the checkpoint.
     #[error(
         "{checkpoint} was saved by another run; these keys differ (saved -> now):{}\nrestore \
@@ -140,7 +144,10 @@ impl TrainError {
             | Self::Signals(_) => 1,
             Self::Config(_) | Self::Usage(_) | Self::RunDir(_) | Self::Vocabulary { .. } => 2,
             Self::Data(_) | Self::BadFiles { .. } => 3,
-            Self::Checkpoint(_) | Self::OtherRun { .. } | Self::OtherData { .. } => 4,
+            Self::Checkpoint(_)
+            | Self::Folder(_)
+            | Self::OtherRun { .. }
+            | Self::OtherData { .. } => 4,
             Self::Diverged { .. } => 5,
             Self::Device { .. } => 6,
         }

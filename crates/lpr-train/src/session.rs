@@ -23,7 +23,8 @@ use crate::weights_file;
 
 const MODEL_FILE: &str = "model.safetensors";
 const OPTIMIZER_FILE: &str = "optimizer.safetensors";
-const CONFIG_FILE: &str = "config.toml";
+/// The configuration in a checkpoint.
+pub const CONFIG_FILE: &str = "config.toml";
 
 /// The state of a run beside weights and optimizer. The learning rate and all seeds are functions of
 /// the step.

@@ -1,32 +1,46 @@
 //! Named arrays in safetensors files.
 
+use std::borrow::Cow;
 use std::io;
 use std::path::Path;
 
 use lpr_model::parameters::{HostTensor, TensorMap};
-use safetensors::tensor::TensorView;
+use safetensors::tensor::View;
 use safetensors::{Dtype, SafeTensors};
+
+/// An array as safetensors wants it; its bytes are made when they are written.
+struct Floats<'a>(&'a HostTensor);
+
+impl View for Floats<'_> {
+    fn dtype(&self) -> Dtype {
+        Dtype::F32
+    }
+
+    fn shape(&self) -> &[usize] {
+        &self.0.shape
+    }
+
+    fn data(&self) -> Cow<'_, [u8]> {
+        let bytes = self.0.values.iter().flat_map(|v| v.to_le_bytes());
+        bytes.collect::<Vec<u8>>().into()
+    }
+
+    fn data_len(&self) -> usize {
+        size_of_val(self.0.values.as_slice())
+    }
+}
 
 /// Writes `tensors` to a new file at `path`.
 ///
 /// # Errors
 /// If the file cannot be written.
-pub fn write(path: &Path, tensors: &TensorMap) -> io::Result<()> {
-    let bytes: Vec<(&String, &HostTensor, Vec<u8>)> = tensors
-        .iter()
-        .map(|(name, tensor)| {
-            let bytes = tensor.values.iter().flat_map(|v| v.to_le_bytes()).collect();
-            (name, tensor, bytes)
-        })
-        .collect();
-    let views = bytes
-        .iter()
-        .map(|(name, tensor, bytes)| {
-            let view = TensorView::new(Dtype::F32, tensor.shape.clone(), bytes);
-            view.map(|view| (name.as_str(), view))
-        })
-        .collect::<Result<Vec<_>, _>>()
-        .map_err(io::Error::other)?;
+pub fn write<'a>(
+    path: &Path,
+    tensors: impl IntoIterator<Item = (&'a String, &'a HostTensor)>,
+) -> io::Result<()> {
+    let views = tensors
+        .into_iter()
+        .map(|(name, tensor)| (name, Floats(tensor)));
     let metadata = [("format".to_owned(), "pt".to_owned())].into();
     safetensors::serialize_to_file(views, Some(metadata), path).map_err(io::Error::other)
 }

@@ -11,7 +11,7 @@ mod save;
 #[cfg(test)]
 mod tests;
 
-pub use manifest::{CheckpointError, FORMAT_VERSION, MANIFEST_FILE, Manifest};
+pub use manifest::{CheckpointError, FORMAT_VERSION, MANIFEST_FILE, Manifest, is_plain_name};
 pub use open::{Checkpoint, STATE_FILE, folder_name};
 pub use retain::{Found, Pruned, clean_leftovers, find_latest, prune};
 pub use save::{LATEST_FILE, WriteFile, save};

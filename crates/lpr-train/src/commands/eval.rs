@@ -6,6 +6,7 @@ use crate::checkpoint::Checkpoint;
 use crate::cli::EvalArgs;
 use crate::error::{Outcome, TrainError};
 use crate::eval::evaluate;
+use crate::logits_file;
 use crate::record::{BalanceRecord, EvalSummary};
 use crate::report::{Verbosity, print_line, print_result};
 use crate::session;
@@ -33,6 +34,11 @@ pub fn run(args: &EvalArgs, verbosity: Verbosity) -> Result<Outcome, TrainError>
     let tokenizer = session::open_tokenizer(&config)?;
     let loader = session::open_validation(&config, &tokenizer)?;
     let model = session::load_model(&checkpoint, &config, &device)?;
+    if let Some(path) = &args.logits {
+        let first = session::open_validation(&config, &tokenizer)?.next_batch()?;
+        let first = first.ok_or_else(|| TrainError::Usage("the data holds no batch".to_owned()))?;
+        logits_file::write(path, &model, &first, &device)?;
+    }
     let max_tokens = args.max_tokens.or(config.eval.max_tokens);
     let found = evaluate(&model, loader, max_tokens, &device, &|| stop.is_set())?;
     let Some(found) = found else {

@@ -6,6 +6,8 @@ pub mod data;
 pub mod doctor;
 pub mod estimate;
 pub mod eval;
+pub mod export;
+pub mod import;
 pub mod train;
 
 use crate::cli::{Cli, Command};
@@ -21,6 +23,8 @@ pub fn run(cli: Cli) -> Result<Outcome, TrainError> {
         Command::Train(args) => train::run(&args, verbosity),
         Command::Eval(args) => eval::run(&args, verbosity),
         Command::Bench(args) => bench::run(&args),
+        Command::Export(args) => export::run(&args),
+        Command::Import(args) => import::run(&args),
         Command::Doctor(args) => doctor::run(&args),
         Command::Estimate(args) => estimate::run(&args),
         Command::Data(command) => data::run(&command),

@@ -137,7 +137,10 @@ fn compare_configs(
     notes: &mut Vec<(Level, String)>,
 ) -> Result<(), TrainError> {
     let saved = session::checkpoint_config(checkpoint)?;
-    let differences = resume_differences(&saved, config);
+    let mut differences = resume_differences(&saved, config);
+    if checkpoint.step() == 0 {
+        differences.allow_other_runs();
+    }
     for difference in differences.noted {
         notes.push((
             Level::Info,
@@ -160,6 +163,12 @@ fn same_data(
 ) -> Result<RunState, TrainError> {
     if state.data_fingerprint == fingerprint {
         return Ok(state);
+    }
+    if state.step == 0 {
+        return Ok(RunState {
+            data_fingerprint: fingerprint.to_owned(),
+            ..state
+        });
     }
     Err(TrainError::OtherData {
         checkpoint: checkpoint.path().to_path_buf(),

@@ -34,6 +34,18 @@ pub struct Differences {
     pub noted: Vec<Difference>,
 }
 
+impl Differences {
+    /// Refuses no difference outside of `[model]` and `[router]`: before its first step a checkpoint
+    /// is weights alone, which any run may start from.
+    pub fn allow_other_runs(&mut self) {
+        let of_weights =
+            |d: &Difference| d.key.starts_with("model.") || d.key.starts_with("router.");
+        let (refused, noted) = self.refused.drain(..).partition(of_weights);
+        self.refused = refused;
+        self.noted.extend::<Vec<_>>(noted);
+    }
+}
+
 /// Sections (with a dot at the end) and keys that may change.
 const NOTED: [&str; 15] = [
     "optimizer.learning_rate",

@@ -25,19 +25,26 @@ impl RunConfig {
     /// Every problem of every layer at once, each with its place, the allowed values and what to
     /// do.
     pub fn load(files: &[PathBuf], overrides: &[String]) -> Result<Self, ConfigErrors> {
-        let read = |(index, path): (usize, &PathBuf)| match layers::read(index, path) {
-            Ok(text) => layers::parse(index, &path.display().to_string(), &text),
-            Err(problem) => Layer {
-                tree: Node {
-                    place: problem.place.clone(),
-                    item: Item::Table(BTreeMap::new()),
-                },
-                problems: vec![problem],
-                complete: false,
-            },
-        };
+        let read = |(index, path): (usize, &PathBuf)| layer(index, path);
         let layers = files.iter().enumerate().map(read).collect();
         Self::from_layers(layers, overrides, files.last().map(PathBuf::as_path))
+    }
+
+    /// Like [`Self::load`] with the text `base`, which `name` names in messages, below all files.
+    ///
+    /// # Errors
+    /// As [`Self::load`].
+    pub fn load_over(
+        name: &str,
+        base: &str,
+        files: &[PathBuf],
+        overrides: &[String],
+    ) -> Result<Self, ConfigErrors> {
+        let base = layers::parse(0, name, base);
+        let files_read = files.iter().enumerate().map(|(i, path)| layer(i + 1, path));
+        let layers = std::iter::once(base).chain(files_read).collect();
+        let last = files.last().map_or(Path::new(name), PathBuf::as_path);
+        Self::from_layers(layers, overrides, Some(last))
     }
 
     /// Like [`Self::load`] for the text of one file, which `name` names in messages.
@@ -138,6 +145,21 @@ impl RunConfig {
     /// As [`Self::to_toml`].
     pub fn hash(&self) -> String {
         sha256::of_bytes(self.to_toml().as_bytes())
+    }
+}
+
+/// One file, as far as it can be understood.
+fn layer(index: usize, path: &PathBuf) -> Layer {
+    match layers::read(index, path) {
+        Ok(text) => layers::parse(index, &path.display().to_string(), &text),
+        Err(problem) => Layer {
+            tree: Node {
+                place: problem.place.clone(),
+                item: Item::Table(BTreeMap::new()),
+            },
+            problems: vec![problem],
+            complete: false,
+        },
     }
 }
 
