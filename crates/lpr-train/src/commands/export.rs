@@ -7,6 +7,7 @@ use lpr_model::parameters::{TensorMap, parameter_values};
 
 use crate::checkpoint::Checkpoint;
 use crate::cli::ExportArgs;
+use crate::config::RunConfig;
 use crate::error::{Outcome, TrainError};
 use crate::hugging_face::{card, config, shards, tokenizer};
 use crate::new_folder;
@@ -23,9 +24,14 @@ pub fn run(args: &ExportArgs) -> Result<Outcome, TrainError> {
     let run = session::checkpoint_config(&checkpoint)?;
     let state: RunState = checkpoint.state()?;
     let opened = session::open_tokenizer(&run)?;
+    let json = config::to_json(&run, opened.eos_id()).ok_or_else(|| {
+        let family = run.model.name();
+        TrainError::Usage(format!(
+            "the family {family} has no form in Hugging Face folders"
+        ))
+    })?;
     let tensors = tensors(&checkpoint, &run)?;
     let parameters = tensors.values().map(|tensor| tensor.values.len()).sum();
-    let json = config::to_json(&run, opened.eos_id());
     new_folder::create(&args.out, |folder| {
         let to_io = |error| TrainError::io(folder, error);
         let write = |name: &str, text: String| std::fs::write(folder.join(name), text);
@@ -40,10 +46,7 @@ pub fn run(args: &ExportArgs) -> Result<Outcome, TrainError> {
 }
 
 /// All parameters under Hugging Face's names.
-fn tensors(
-    checkpoint: &Checkpoint,
-    config: &crate::config::RunConfig,
-) -> Result<TensorMap, TrainError> {
+fn tensors(checkpoint: &Checkpoint, config: &RunConfig) -> Result<TensorMap, TrainError> {
     let device = session::open_device(config)?;
     let model = session::load_model(checkpoint, config, &device)?;
     let ours = parameter_values(&model);
@@ -51,7 +54,7 @@ fn tensors(
     Ok(to_hugging_face(&ours, config.model.naming()))
 }
 
-fn summary(out: &Path, config: &crate::config::RunConfig) -> String {
+fn summary(out: &Path, config: &RunConfig) -> String {
     let opens = config::opens_in_transformers(&config.model, &config.router);
     let by = if opens {
         "transformers and lpr-train open it"
