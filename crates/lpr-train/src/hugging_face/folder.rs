@@ -52,7 +52,7 @@ pub fn file(folder: &Path, name: &str) -> Result<PathBuf, String> {
 /// The content of a JSON file of `folder`.
 ///
 /// # Errors
-/// As [`file`], and a file that is too large or no JSON object.
+/// As [`file()`], and a file that is too large or no JSON object.
 pub fn read_json(folder: &Path, name: &str) -> Result<Json, String> {
     let path = file(folder, name)?;
     let unusable = |error: std::io::Error| format!("`{name}` cannot be read: {error}");

@@ -29,11 +29,11 @@ pub fn write(folder: &Path, tokenizer: &Tokenizer) -> io::Result<()> {
     let target = folder.join(TOKENIZER_FILE);
     match tokenizer.file() {
         Some(file) => {
-            fs::copy(file, target)?;
+            copy(file, &target)?;
             for name in COMPANIONS {
                 let companion = file.with_file_name(name);
                 if companion.is_file() {
-                    fs::copy(companion, folder.join(name))?;
+                    copy(&companion, &folder.join(name))?;
                 }
             }
         }
@@ -52,6 +52,11 @@ pub fn write(folder: &Path, tokenizer: &Tokenizer) -> io::Result<()> {
         write_json(&folder.join(GENERATION_CONFIG_FILE), &json)?;
     }
     Ok(())
+}
+
+/// Copies the content alone: the copy of a read-only file can be written.
+fn copy(from: &Path, to: &Path) -> io::Result<()> {
+    fs::write(to, fs::read(from)?)
 }
 
 fn write_json(path: &Path, json: &Json) -> io::Result<()> {
