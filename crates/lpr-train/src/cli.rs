@@ -184,6 +184,9 @@ pub struct BenchArgs {
     /// Threads to compute on; all cores if absent.
     #[arg(long, value_name = "T", value_parser = at_least_one)]
     pub threads: Option<usize>,
+    /// Start from these weights: a safetensors file under Hugging Face's names.
+    #[arg(long, value_name = "FILE")]
+    pub init: Option<PathBuf>,
     /// Also measure phases and operations. Costs a little time.
     #[arg(long)]
     pub profile: bool,

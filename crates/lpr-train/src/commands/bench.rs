@@ -1,18 +1,25 @@
 //! `lpr-train bench`
 
 use std::fmt::Write as _;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use lpr_kernels::profile::SpanTime;
+use lpr_model::CausalLm;
 use lpr_model::estimate::estimate;
+use lpr_model::hugging_face::from_hugging_face;
+use lpr_model::parameters::{parameter_shapes, with_parameter_values};
 use serde::Serialize;
 
 use crate::bench::{self, Mode, Plan, Timing, shape};
 use crate::cli::BenchArgs;
+use crate::config::RunConfig;
 use crate::error::{Outcome, TrainError};
+use crate::hugging_face::FolderError;
 use crate::process;
 use crate::report::print_result;
 use crate::session;
+use crate::weights_file;
 
 /// Steps whose losses are printed.
 const PRINTED_LOSSES: usize = 8;
@@ -71,7 +78,10 @@ pub fn run(args: &BenchArgs) -> Result<Outcome, TrainError> {
     let config = shape::config(&args.shape, args.router)?;
     let threads = use_threads(args.threads)?;
     let device = session::open_device(&config)?;
-    let model = session::initial_model(&config, &device.clone().autodiff());
+    let mut model = session::initial_model(&config, &device.clone().autodiff());
+    if let Some(path) = &args.init {
+        model = with_weights(model, &config, path)?;
+    }
     let plan = Plan {
         mode: args.mode,
         warmup: args.warmup,
@@ -122,6 +132,19 @@ pub fn run(args: &BenchArgs) -> Result<Outcome, TrainError> {
     };
     print_result(&text).map_err(TrainError::Output)?;
     Ok(Outcome::Done)
+}
+
+/// The model with the weights of a safetensors file under Hugging Face's names.
+fn with_weights(model: CausalLm, config: &RunConfig, path: &Path) -> Result<CausalLm, TrainError> {
+    let refused = |problem: String| FolderError {
+        path: path.to_path_buf(),
+        problems: vec![problem],
+    };
+    let theirs = weights_file::read(path).map_err(|error| refused(error.to_string()))?;
+    let shapes = parameter_shapes(&model);
+    from_hugging_face(theirs, &shapes, config.model.naming())
+        .and_then(|ours| with_parameter_values(model, ours))
+        .map_err(|mismatch| refused(mismatch.to_string()).into())
 }
 
 /// Computes on so many threads from here on, on all cores if `None`; how many these are.
