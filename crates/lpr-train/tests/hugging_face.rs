@@ -522,10 +522,9 @@ fn a_vanilla_router_is_replaced_by_fitted_prototypes_and_trains_on() {
         .collect();
     // One block is dense.
     assert_eq!(rows.len(), 2, "{said}");
-    let mean = |column: usize| rows.iter().map(|row| row[column]).sum::<f64>();
-    assert!(mean(2) < mean(1), "the fitted Gini is not lower: {said}");
+    // What k-means promises; an even load is no part of it and depends on the text.
     for row in &rows {
-        assert!(row[4] < row[3], "{said}");
+        assert!(row[4] < row[3] / 2.0, "{said}");
     }
     trained.import("hub", "same", &flags);
     let weights = |name: &str| fs::read(trained.path(name).join("model.safetensors")).unwrap();
