@@ -6,7 +6,7 @@
 //! | [`linear_cross_entropy`] | output projection and cross-entropy, without all logits at once |
 //! | [`linear`] | a linear map of the last axis |
 //! | [`causal_attention`] | grouped-query attention over packed documents |
-//! | [`rms_norm`], [`rotary`], [`silu_mul`] | the small operations between them |
+//! | [`rms_norm`], [`layer_norm_silu`], [`rotary`], [`silu_mul`] | the small operations between them |
 //! | [`AdamW::update`], [`squared_norm`] | one optimizer step, and the norm to clip by |
 //!
 //! # Where an operation runs
@@ -33,6 +33,7 @@ mod attention;
 mod cpu;
 mod dispatch;
 mod experts;
+mod layer_norm;
 mod linear;
 mod linear_cross_entropy;
 mod norm;
@@ -48,6 +49,7 @@ pub use allocator::keep_freed_memory;
 pub use attention::{SequenceMask, causal_attention};
 pub use cpu::{InstructionSet, instruction_set};
 pub use experts::experts;
+pub use layer_norm::layer_norm_silu;
 pub use linear::linear;
 pub use linear_cross_entropy::{IGNORE_INDEX, linear_cross_entropy};
 pub use norm::rms_norm;

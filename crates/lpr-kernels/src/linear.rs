@@ -17,18 +17,23 @@ use burn::{
     tensor::{self, Tensor},
 };
 
-/// A linear map of the last axis: `y = x W`.
+/// A linear map of the last axis: `y = x W + b`.
 ///
 /// # Shapes
 ///
 /// - `x`: `[.., inputs]`
 /// - `weight`: W, `[inputs, outputs]`
+/// - `bias`: b, `[outputs]`; none is zero
 /// - the result: `[.., outputs]`
 ///
 /// # Panics
 ///
 /// If the last axis of `x` is not the first of `weight`, or one of them is empty.
-pub fn linear<const D: usize>(x: Tensor<D>, weight: Tensor<2>) -> Tensor<D> {
+pub fn linear<const D: usize>(
+    x: Tensor<D>,
+    weight: Tensor<2>,
+    bias: Option<Tensor<1>>,
+) -> Tensor<D> {
     let _span = span("linear");
     let [inputs, outputs] = weight.dims();
     assert!(
@@ -37,22 +42,40 @@ pub fn linear<const D: usize>(x: Tensor<D>, weight: Tensor<2>) -> Tensor<D> {
          neither may be empty",
         x.dims()
     );
+    assert!(
+        bias.as_ref().is_none_or(|bias| bias.dims() == [outputs]),
+        "linear: the bias must be [{outputs}]"
+    );
     if has_cpu_kernel(&x) {
         let (x, weight) = (x.into_dispatch(), weight.into_dispatch());
-        return Tensor::from_dispatch(Dispatch::fused_linear(x, weight));
+        return Tensor::from_dispatch(match bias {
+            Some(bias) => Dispatch::fused_affine(x, weight, bias.into_dispatch()),
+            None => Dispatch::fused_linear(x, weight),
+        });
     }
-    tensor::module::linear(x, weight, None)
+    tensor::module::linear(x, weight, bias)
 }
 
 /// The operation with a kernel of its own.
 #[backend_extension(Flex, Autodiff)]
 pub(crate) trait Linear: Backend {
     fn fused_linear(x: FloatTensor<Self>, weight: FloatTensor<Self>) -> FloatTensor<Self>;
+
+    fn fused_affine(
+        x: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+        bias: FloatTensor<Self>,
+    ) -> FloatTensor<Self>;
 }
 
 impl Linear for Flex {
     fn fused_linear(x: FlexTensor, weight: FlexTensor) -> FlexTensor {
-        forward(&consecutive(x), &consecutive(weight))
+        forward(&consecutive(x), &consecutive(weight), None)
+    }
+
+    fn fused_affine(x: FlexTensor, weight: FlexTensor, bias: FlexTensor) -> FlexTensor {
+        let bias = consecutive(bias);
+        forward(&consecutive(x), &consecutive(weight), Some(&bias))
     }
 }
 
@@ -63,16 +86,32 @@ impl<C: CheckpointStrategy> Linear for Autodiff<Flex, C> {
         record::<C, _, 2>(
             "linear",
             [x_node, weight_node],
-            |keep| (forward(&x, &weight), keep.then_some((x, weight))),
+            |keep| (forward(&x, &weight, None), keep.then_some((x, weight))),
+            |(x, weight), grad| backward(&x, &weight, &consecutive(grad)),
+        )
+    }
+
+    fn fused_affine(
+        x: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+        bias: FloatTensor<Self>,
+    ) -> FloatTensor<Self> {
+        let ((x, x_node), (weight, weight_node)) = (x.into_parts(), weight.into_parts());
+        let (bias, bias_node) = bias.into_parts();
+        let (x, weight, bias) = (consecutive(x), consecutive(weight), consecutive(bias));
+        record::<C, _, 3>(
+            "linear",
+            [x_node, weight_node, bias_node],
+            |keep| {
+                let output = forward(&x, &weight, Some(&bias));
+                (output, keep.then_some((x, weight)))
+            },
             |(x, weight), grad| {
                 let grad = consecutive(grad);
-                let operands = operands(&x, &weight);
-                let (x_grad, weight_grad) =
-                    kernel::backward(Level::current(), operands, floats(&grad));
-                [
-                    from_floats(x_grad, &x.shape()),
-                    from_floats(weight_grad, &weight.shape()),
-                ]
+                let outputs = weight.shape()[1];
+                let bias_grad = kernel::sum_of_rows(Level::current(), floats(&grad), outputs);
+                let [x_grad, weight_grad] = backward(&x, &weight, &grad);
+                [x_grad, weight_grad, from_floats(bias_grad, &[outputs])]
             },
         )
     }
@@ -88,13 +127,22 @@ fn operands<'a>(x: &'a FlexTensor, weight: &'a FlexTensor) -> kernel::Operands<'
     }
 }
 
-fn forward(x: &FlexTensor, weight: &FlexTensor) -> FlexTensor {
+fn forward(x: &FlexTensor, weight: &FlexTensor, bias: Option<&FlexTensor>) -> FlexTensor {
     let operands = operands(x, weight);
     let mut shape = x.shape().to_vec();
     if let Some(last) = shape.last_mut() {
         *last = operands.outputs;
     }
-    from_floats(kernel::forward(Level::current(), operands), &shape)
+    let output = kernel::forward(Level::current(), operands, bias.map(floats));
+    from_floats(output, &shape)
+}
+
+fn backward(x: &FlexTensor, weight: &FlexTensor, grad: &FlexTensor) -> [FlexTensor; 2] {
+    let grads = kernel::backward(Level::current(), operands(x, weight), floats(grad));
+    [
+        from_floats(grads.0, &x.shape()),
+        from_floats(grads.1, &weight.shape()),
+    ]
 }
 
 #[cfg(test)]
@@ -103,11 +151,14 @@ mod tests {
     use crate::test_support::{Op, Random, assert_close, check, check_differences, evaluate};
     use burn::tensor::DType;
 
+    /// With a bias if there is a third operand.
     fn op(rows: [usize; 2], inputs: usize, outputs: usize) -> impl Op {
         move |operands: Vec<Tensor<1>>| {
-            let [x, weight] = operands.try_into().expect("two operands");
+            let mut operands = operands.into_iter();
+            let mut next = || operands.next();
+            let (x, weight, bias) = (next().expect("x"), next().expect("weight"), next());
             let x = x.reshape([rows[0], rows[1], inputs]);
-            let y = linear(x, weight.reshape([inputs, outputs]));
+            let y = linear(x, weight.reshape([inputs, outputs]), bias);
             y.reshape([rows[0] * rows[1] * outputs])
         }
     }
@@ -117,6 +168,7 @@ mod tests {
         vec![
             random.floats(rows[0] * rows[1] * inputs),
             random.floats(inputs * outputs),
+            random.floats(outputs),
         ]
     }
 
@@ -130,7 +182,9 @@ mod tests {
             ([1, 700], 33, 65),
             ([2, 3], 70, 600),
         ] {
-            check(op(rows, inputs, outputs), &random(rows, inputs, outputs));
+            let operands = random(rows, inputs, outputs);
+            check(op(rows, inputs, outputs), &operands);
+            check(op(rows, inputs, outputs), &operands[..2]);
         }
     }
 
@@ -141,16 +195,17 @@ mod tests {
 
     #[test]
     fn a_row_becomes_a_sum_of_the_rows_of_the_weight() {
-        let operands = [vec![1.0, 2.0], vec![10.0, 20.0, 30.0, 1.0, 2.0, 3.0]];
+        let weight = vec![10.0, 20.0, 30.0, 1.0, 2.0, 3.0];
+        let operands = [vec![1.0, 2.0], weight, vec![0.5, 0.0, -1.0]];
         let result = evaluate(op([1, 1], 2, 3), &operands, DType::F32);
-        assert_close("output", &result.output, &[12.0, 24.0, 36.0], 1e-6);
+        assert_close("output", &result.output, &[12.5, 24.0, 35.0], 1e-6);
     }
 
     #[test]
     fn no_rows_give_no_rows_and_no_gradient() {
         let device = burn::tensor::Device::flex().autodiff();
         let weight = Tensor::<2>::ones([3, 2], &device).require_grad();
-        let y = linear(Tensor::<2>::zeros([0, 3], &device), weight.clone());
+        let y = linear(Tensor::<2>::zeros([0, 3], &device), weight.clone(), None);
         assert_eq!(y.dims(), [0, 2]);
         let grad = weight.grad(&y.sum().backward()).expect("a gradient");
         let grad: Vec<f64> = grad.try_into_vec_as().expect("readable");
@@ -162,6 +217,6 @@ mod tests {
     fn refuses_a_weight_of_another_size() {
         let device = burn::tensor::Device::flex();
         let weight = Tensor::<2>::zeros([3, 2], &device);
-        linear(Tensor::<2>::zeros([2, 4], &device), weight);
+        linear(Tensor::<2>::zeros([2, 4], &device), weight, None);
     }
 }

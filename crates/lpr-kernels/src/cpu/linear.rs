@@ -4,6 +4,7 @@ use super::{
     Level,
     buffer::{Shared, new_buffer, written},
     matrix::Matrix,
+    simd::vector_loop,
 };
 use rayon::prelude::*;
 
@@ -35,9 +36,41 @@ impl<'a> Operands<'a> {
     }
 }
 
-/// `x W`, `[rows, outputs]`.
-pub(crate) fn forward(level: Level, operands: Operands<'_>) -> Vec<f32> {
-    parallel_product(level, operands.x(), operands.weight(), BLOCK_ROWS)
+/// `x W + b`, `[rows, outputs]`; no bias is zero.
+pub(crate) fn forward(level: Level, operands: Operands<'_>, bias: Option<&[f32]>) -> Vec<f32> {
+    let mut product = parallel_product(level, operands.x(), operands.weight(), BLOCK_ROWS);
+    if let Some(bias) = bias {
+        let blocks = product.par_chunks_mut(BLOCK_ROWS * operands.outputs);
+        blocks.for_each(|rows| {
+            for row in rows.chunks_exact_mut(operands.outputs) {
+                add(level, row, bias);
+            }
+        });
+    }
+    product
+}
+
+/// The sum of the rows, each `width` wide: of blocks of rows, then of these in order.
+pub(crate) fn sum_of_rows(level: Level, rows: &[f32], width: usize) -> Vec<f32> {
+    let sum = |rows: &[f32]| {
+        let mut sum = vec![0.0; width];
+        for row in rows.chunks_exact(width) {
+            add(level, &mut sum, row);
+        }
+        sum
+    };
+    let blocks: Vec<_> = rows.par_chunks(BLOCK_ROWS * width).map(sum).collect();
+    sum(&blocks.concat())
+}
+
+vector_loop! {
+    /// Adds `other`, which is as long.
+    fn add(s: S, sum: &mut [f32], other: &[f32]) {
+        for i in (0..sum.len()).step_by(S::LANES) {
+            let sums = s.add(s.load(&sum[i..]), s.load(&other[i..]));
+            s.store(&mut sum[i..], sums);
+        }
+    }
 }
 
 /// The gradients of `x` and the weight from that of the result `[rows, outputs]`.

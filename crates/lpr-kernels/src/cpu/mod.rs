@@ -10,6 +10,7 @@ pub(crate) mod attention;
 pub(crate) mod buffer;
 pub(crate) mod experts;
 mod instruction_set;
+pub(crate) mod layer_norm;
 pub(crate) mod linear;
 pub(crate) mod linear_cross_entropy;
 mod matrix;

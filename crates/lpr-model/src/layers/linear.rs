@@ -34,10 +34,7 @@ impl Linear {
     /// # Shapes
     /// `[.., in]` to `[.., out]`.
     pub fn forward<const D: usize>(&self, input: Tensor<D>) -> Tensor<D> {
-        let output = lpr_kernels::linear(input, self.weight.val());
-        match &self.bias {
-            Some(bias) => output + bias.val().unsqueeze(),
-            None => output,
-        }
+        let bias = self.bias.as_ref().map(Param::val);
+        lpr_kernels::linear(input, self.weight.val(), bias)
     }
 }

@@ -1,7 +1,7 @@
 //! Normalization over the last axis.
 
 use burn::module::{Module, Param};
-use burn::tensor::{Tensor, module::layer_norm};
+use burn::tensor::Tensor;
 
 use crate::random::ParamInit;
 
@@ -51,9 +51,11 @@ impl LayerNorm {
         }
     }
 
+    /// `silu(y)`.
+    ///
     /// # Shapes
     /// `[.., width]` to the same.
-    pub fn forward<const D: usize>(&self, input: Tensor<D>) -> Tensor<D> {
-        layer_norm(input, self.weight.val(), Some(self.bias.val()), self.eps)
+    pub fn forward_silu<const D: usize>(&self, input: Tensor<D>) -> Tensor<D> {
+        lpr_kernels::layer_norm_silu(input, self.weight.val(), self.bias.val(), self.eps)
     }
 }

@@ -102,7 +102,7 @@ pub struct SigmoidTopkRouter {
 
 impl Router for SigmoidTopkRouter {
     fn route(&self, hidden_states: Tensor<2>, _context: &RouteContext<'_>) -> Routing {
-        let router_logits = linear(hidden_states, self.weight.val());
+        let router_logits = linear(hidden_states, self.weight.val(), None);
         let scores = sigmoid(router_logits.clone());
         let expert_indices = self.choose(scores.clone().detach());
         let chosen = scores.gather(1, expert_indices.clone());

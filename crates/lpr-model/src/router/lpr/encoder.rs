@@ -1,7 +1,7 @@
 //! The variational encoder: a token's mean and log-variance in the latent.
 
 use burn::module::Module;
-use burn::tensor::{Tensor, activation::silu};
+use burn::tensor::Tensor;
 
 use super::token_groups::TokenGroups;
 use crate::layers::{LayerNorm, Linear};
@@ -40,7 +40,7 @@ impl LatentEncoder {
     pub fn forward(&self, hidden_states: Tensor<2>) -> Latent {
         let both = self
             .projection
-            .forward(silu(self.norm.forward(hidden_states)));
+            .forward(self.norm.forward_silu(hidden_states));
         let [_, width] = both.dims();
         let mut halves = both.split(width / 2, 1).into_iter();
         let mut half = || halves.next().expect("the projection has two halves");
