@@ -42,7 +42,7 @@ for row in "$@"; do
     last=$(grep '"gini_ema"' "$run/metrics.jsonl" | tail -n 1 | sed 's/"layers".*//')
     exact() { figure "$1" <<<"$found"; }
     smoothed() { sed "s/.*\"$1\"/\"$1\"/" <<<"$last" | figure "$1"; }
-    LC_ALL=C printf '| %s | %.4f | %.2f | %.4f | %.4f | %.4f | %.2e | %d | %d |\n' "$name" \
+    LC_ALL=C printf '| %s | %.4f | %.2f | %.4f | %.2e | %.4f | %.2e | %d | %d |\n' "$name" \
         "$(exact loss)" "$(exact perplexity)" "$(exact gini)" "$(exact min_max_ratio)" \
         "$(smoothed gini_ema)" "$(smoothed min_max_ratio_ema)" "$(exact dead_experts)" "$(exact tokens)"
 done

@@ -25,6 +25,8 @@
 //!   limit; asking for more than the CPU has gives what it has, and another value is no limit.
 //!   [`instruction_set`] tells the choice. Results may differ in the last digits from one
 //!   instruction set to another.
+//! - [`set_product_precision`] lets matrix products round their factors to 16 bits where the CPU
+//!   multiplies those faster; sums and all else stay `f32`.
 //! - A tensor whose elements are not consecutive in memory is copied first.
 
 mod adamw;
@@ -47,10 +49,12 @@ mod test_support;
 pub use adamw::{AdamW, Moments};
 pub use allocator::keep_freed_memory;
 pub use attention::{SequenceMask, causal_attention};
-pub use cpu::{InstructionSet, instruction_set};
+pub use cpu::{
+    InstructionSet, ProductPrecision, has_bf16_products, instruction_set, set_product_precision,
+};
 pub use experts::experts;
 pub use layer_norm::layer_norm_silu;
-pub use linear::linear;
+pub use linear::{exact_linear, linear};
 pub use linear_cross_entropy::{IGNORE_INDEX, linear_cross_entropy};
 pub use norm::rms_norm;
 pub use rotary::rotary;

@@ -34,6 +34,30 @@ pub fn linear<const D: usize>(
     weight: Tensor<2>,
     bias: Option<Tensor<1>>,
 ) -> Tensor<D> {
+    map(x, weight, bias, false)
+}
+
+/// [`linear`] whose products always multiply 32-bit floats, whatever
+/// [`set_product_precision`](crate::set_product_precision) says: for scores that are compared with
+/// each other.
+///
+/// # Panics
+///
+/// As [`linear`].
+pub fn exact_linear<const D: usize>(
+    x: Tensor<D>,
+    weight: Tensor<2>,
+    bias: Option<Tensor<1>>,
+) -> Tensor<D> {
+    map(x, weight, bias, true)
+}
+
+fn map<const D: usize>(
+    x: Tensor<D>,
+    weight: Tensor<2>,
+    bias: Option<Tensor<1>>,
+    exact: bool,
+) -> Tensor<D> {
     let _span = span("linear");
     let [inputs, outputs] = weight.dims();
     assert!(
@@ -49,8 +73,8 @@ pub fn linear<const D: usize>(
     if has_cpu_kernel(&x) {
         let (x, weight) = (x.into_dispatch(), weight.into_dispatch());
         return Tensor::from_dispatch(match bias {
-            Some(bias) => Dispatch::fused_affine(x, weight, bias.into_dispatch()),
-            None => Dispatch::fused_linear(x, weight),
+            Some(bias) => Dispatch::fused_affine(x, weight, bias.into_dispatch(), exact),
+            None => Dispatch::fused_linear(x, weight, exact),
         });
     }
     tensor::module::linear(x, weight, bias)
@@ -59,35 +83,53 @@ pub fn linear<const D: usize>(
 /// The operation with a kernel of its own.
 #[backend_extension(Flex, Autodiff)]
 pub(crate) trait Linear: Backend {
-    fn fused_linear(x: FloatTensor<Self>, weight: FloatTensor<Self>) -> FloatTensor<Self>;
+    fn fused_linear(
+        x: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+        exact: bool,
+    ) -> FloatTensor<Self>;
 
     fn fused_affine(
         x: FloatTensor<Self>,
         weight: FloatTensor<Self>,
         bias: FloatTensor<Self>,
+        exact: bool,
     ) -> FloatTensor<Self>;
 }
 
 impl Linear for Flex {
-    fn fused_linear(x: FlexTensor, weight: FlexTensor) -> FlexTensor {
-        forward(&consecutive(x), &consecutive(weight), None)
+    fn fused_linear(x: FlexTensor, weight: FlexTensor, exact: bool) -> FlexTensor {
+        forward(level(exact), &consecutive(x), &consecutive(weight), None)
     }
 
-    fn fused_affine(x: FlexTensor, weight: FlexTensor, bias: FlexTensor) -> FlexTensor {
-        let bias = consecutive(bias);
-        forward(&consecutive(x), &consecutive(weight), Some(&bias))
+    fn fused_affine(
+        x: FlexTensor,
+        weight: FlexTensor,
+        bias: FlexTensor,
+        exact: bool,
+    ) -> FlexTensor {
+        let (x, weight, bias) = (consecutive(x), consecutive(weight), consecutive(bias));
+        forward(level(exact), &x, &weight, Some(&bias))
     }
 }
 
 impl<C: CheckpointStrategy> Linear for Autodiff<Flex, C> {
-    fn fused_linear(x: FloatTensor<Self>, weight: FloatTensor<Self>) -> FloatTensor<Self> {
+    fn fused_linear(
+        x: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+        exact: bool,
+    ) -> FloatTensor<Self> {
+        let level = level(exact);
         let ((x, x_node), (weight, weight_node)) = (x.into_parts(), weight.into_parts());
         let (x, weight) = (consecutive(x), consecutive(weight));
         record::<C, _, 2>(
             "linear",
             [x_node, weight_node],
-            |keep| (forward(&x, &weight, None), keep.then_some((x, weight))),
-            |(x, weight), grad| backward(&x, &weight, &consecutive(grad)),
+            |keep| {
+                let output = forward(level, &x, &weight, None);
+                (output, keep.then_some((level, x, weight)))
+            },
+            |(level, x, weight), grad| backward(level, &x, &weight, &consecutive(grad)),
         )
     }
 
@@ -95,7 +137,9 @@ impl<C: CheckpointStrategy> Linear for Autodiff<Flex, C> {
         x: FloatTensor<Self>,
         weight: FloatTensor<Self>,
         bias: FloatTensor<Self>,
+        exact: bool,
     ) -> FloatTensor<Self> {
+        let level = level(exact);
         let ((x, x_node), (weight, weight_node)) = (x.into_parts(), weight.into_parts());
         let (bias, bias_node) = bias.into_parts();
         let (x, weight, bias) = (consecutive(x), consecutive(weight), consecutive(bias));
@@ -103,14 +147,14 @@ impl<C: CheckpointStrategy> Linear for Autodiff<Flex, C> {
             "linear",
             [x_node, weight_node, bias_node],
             |keep| {
-                let output = forward(&x, &weight, Some(&bias));
-                (output, keep.then_some((x, weight)))
+                let output = forward(level, &x, &weight, Some(&bias));
+                (output, keep.then_some((level, x, weight)))
             },
-            |(x, weight), grad| {
+            |(level, x, weight), grad| {
                 let grad = consecutive(grad);
                 let outputs = weight.shape()[1];
-                let bias_grad = kernel::sum_of_rows(Level::current(), floats(&grad), outputs);
-                let [x_grad, weight_grad] = backward(&x, &weight, &grad);
+                let bias_grad = kernel::sum_of_rows(level, floats(&grad), outputs);
+                let [x_grad, weight_grad] = backward(level, &x, &weight, &grad);
                 [x_grad, weight_grad, from_floats(bias_grad, &[outputs])]
             },
         )
@@ -127,18 +171,36 @@ fn operands<'a>(x: &'a FlexTensor, weight: &'a FlexTensor) -> kernel::Operands<'
     }
 }
 
-fn forward(x: &FlexTensor, weight: &FlexTensor, bias: Option<&FlexTensor>) -> FlexTensor {
+fn level(exact: bool) -> Level {
+    if exact {
+        Level::current().exact()
+    } else {
+        Level::current()
+    }
+}
+
+fn forward(
+    level: Level,
+    x: &FlexTensor,
+    weight: &FlexTensor,
+    bias: Option<&FlexTensor>,
+) -> FlexTensor {
     let operands = operands(x, weight);
     let mut shape = x.shape().to_vec();
     if let Some(last) = shape.last_mut() {
         *last = operands.outputs;
     }
-    let output = kernel::forward(Level::current(), operands, bias.map(floats));
+    let output = kernel::forward(level, operands, bias.map(floats));
     from_floats(output, &shape)
 }
 
-fn backward(x: &FlexTensor, weight: &FlexTensor, grad: &FlexTensor) -> [FlexTensor; 2] {
-    let grads = kernel::backward(Level::current(), operands(x, weight), floats(grad));
+fn backward(
+    level: Level,
+    x: &FlexTensor,
+    weight: &FlexTensor,
+    grad: &FlexTensor,
+) -> [FlexTensor; 2] {
+    let grads = kernel::backward(level, operands(x, weight), floats(grad));
     [
         from_floats(grads.0, &x.shape()),
         from_floats(grads.1, &weight.shape()),

@@ -184,6 +184,10 @@ pub struct BenchArgs {
     /// Threads to compute on; all cores if absent.
     #[arg(long, value_name = "T", value_parser = at_least_one)]
     pub threads: Option<usize>,
+    /// What matrix products multiply; as `train.precision` of the file says, or 32-bit floats, if
+    /// absent.
+    #[arg(long, value_parser = ["f32", "bf16"])]
+    pub precision: Option<String>,
     /// Start from these weights: a safetensors file under Hugging Face's names.
     #[arg(long, value_name = "FILE")]
     pub init: Option<PathBuf>,

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use burn::tensor::Device;
 use lpr_data::{DataConfig, DataLoader, DataPosition, Split, Tokenizer};
+use lpr_kernels::{ProductPrecision, has_bf16_products, set_product_precision};
 use lpr_model::CausalLm;
 use lpr_model::parameters::{
     ParameterMismatch, TensorMap, parameter_values, with_parameter_values,
@@ -13,7 +14,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::balance::{LoadCounts, LoadTracker};
 use crate::checkpoint::{self, Checkpoint, CheckpointError};
-use crate::config::RunConfig;
+use crate::config::{Precision, RunConfig};
 use crate::error::TrainError;
 use crate::idle::IdleExperts;
 use crate::load::LayerLoad;
@@ -146,18 +147,29 @@ pub fn open_validation(
     )?)
 }
 
-/// The device that a config names.
+/// The device that a config names. What its products multiply is set for the whole process.
 ///
 /// # Errors
-/// If this build does not have it.
+/// If this build does not have it, or it does not have the config's precision.
 pub fn open_device(config: &RunConfig) -> Result<Device, TrainError> {
-    match config.train.device.as_str() {
-        "cpu" => Ok(Device::flex()),
-        other => Err(TrainError::Device {
-            device: other.to_owned(),
-            reason: "this build has only \"cpu\"".to_owned(),
-        }),
+    let refused = |reason: &str| TrainError::Device {
+        device: config.train.device.clone(),
+        reason: reason.to_owned(),
+    };
+    if config.train.device != "cpu" {
+        return Err(refused("this build has only \"cpu\""));
     }
+    set_product_precision(match config.train.precision {
+        Precision::F32 => ProductPrecision::F32,
+        Precision::Bf16 if has_bf16_products() => ProductPrecision::Bf16,
+        Precision::Bf16 => {
+            return Err(refused(
+                "it has no products of 16-bit brain floats (AVX-512 BF16); \
+                 use train.precision = \"f32\"",
+            ));
+        }
+    });
+    Ok(Device::flex())
 }
 
 /// A model with the initial weights of a config, on `device`, which may have autodiff.

@@ -1,6 +1,12 @@
 //! Which vector instructions the loops of this crate use: found out once, in this file only.
 
-use std::{env, fmt, sync::OnceLock};
+use std::{
+    env, fmt,
+    sync::{
+        OnceLock,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
+};
 
 /// The environment variable that asks for an instruction set.
 pub(crate) const VARIABLE: &str = "LPR_KERNELS";
@@ -58,10 +64,54 @@ pub fn instruction_set() -> InstructionSet {
     Level::current().instruction_set()
 }
 
-/// An instruction set that this CPU has been seen to have; the proof that code compiled for it may
-/// run.
+/// The numbers that matrix products multiply. Sums, and everything that is not a product, are 32-bit
+/// floats.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Level(InstructionSet);
+pub enum ProductPrecision {
+    /// 32-bit floats.
+    F32,
+    /// Both factors are rounded to 16-bit brain floats, which have 8 bits of precision.
+    Bf16,
+}
+
+/// What [`set_product_precision`] chose last.
+static BF16: AtomicBool = AtomicBool::new(false);
+
+/// Whether this CPU has instructions for products of 16-bit brain floats (AVX-512 BF16) that the
+/// environment variable `LPR_KERNELS` does not rule out.
+pub fn has_bf16_products() -> bool {
+    #[cfg(target_arch = "x86_64")]
+    {
+        instruction_set() == InstructionSet::Avx512 && is_x86_feature_detected!("avx512bf16")
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    {
+        false
+    }
+}
+
+/// Chooses what the matrix products of this process multiply from now on; at first 32-bit floats. The
+/// portable twins on other devices are not affected.
+///
+/// # Panics
+///
+/// If the CPU has no such products, see [`has_bf16_products`].
+pub fn set_product_precision(precision: ProductPrecision) {
+    let bf16 = precision == ProductPrecision::Bf16;
+    assert!(
+        !bf16 || has_bf16_products(),
+        "this CPU has no products of 16-bit brain floats"
+    );
+    BF16.store(bf16, Relaxed);
+}
+
+/// An instruction set that this CPU has been seen to have, and products of 16-bit brain floats or
+/// not; the proof that code compiled for them may run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Level {
+    set: InstructionSet,
+    bf16: bool,
+}
 
 impl Level {
     /// The level every operation starts with.
@@ -71,7 +121,34 @@ impl Level {
         if let Some(forced) = forced::get() {
             return forced;
         }
-        *CURRENT.get_or_init(|| Self::choose(env::var(VARIABLE).ok().as_deref()))
+        let level = *CURRENT.get_or_init(|| Self::choose(env::var(VARIABLE).ok().as_deref()));
+        Self {
+            bf16: BF16.load(Relaxed),
+            ..level
+        }
+    }
+
+    fn of(set: InstructionSet) -> Self {
+        Self { set, bf16: false }
+    }
+
+    /// The same with products of 16-bit brain floats, if the CPU has them.
+    #[cfg(test)]
+    pub(crate) fn bf16() -> Option<Self> {
+        has_bf16_products().then_some(Self {
+            set: InstructionSet::Avx512,
+            bf16: true,
+        })
+    }
+
+    /// The same with products of 32-bit floats.
+    pub(crate) fn exact(self) -> Self {
+        Self::of(self.set)
+    }
+
+    /// Whether products multiply 16-bit brain floats.
+    pub(crate) fn multiplies_bf16(self) -> bool {
+        self.bf16
     }
 
     /// The best available level that is not above the wished one; anything that is not a name is no
@@ -82,8 +159,8 @@ impl Level {
         let limit = limit.unwrap_or(InstructionSet::Avx512);
         let best = Self::available()
             .into_iter()
-            .rfind(|level| level.0 <= limit);
-        best.unwrap_or(Self(InstructionSet::Portable))
+            .rfind(|level| level.set <= limit);
+        best.unwrap_or(Self::of(InstructionSet::Portable))
     }
 
     /// All levels of this CPU, the portable one first.
@@ -91,11 +168,11 @@ impl Level {
         let available = InstructionSet::ALL
             .into_iter()
             .filter(|set| set.is_available());
-        available.map(Self).collect()
+        available.map(Self::of).collect()
     }
 
     pub(crate) fn instruction_set(self) -> InstructionSet {
-        self.0
+        self.set
     }
 }
 

@@ -27,4 +27,6 @@ pub(crate) mod visibility;
 pub(crate) use instruction_set::Level;
 #[cfg(test)]
 pub(crate) use instruction_set::forced;
-pub use instruction_set::{InstructionSet, instruction_set};
+pub use instruction_set::{
+    InstructionSet, ProductPrecision, has_bf16_products, instruction_set, set_product_precision,
+};

@@ -9,9 +9,12 @@
 //! ((sum over k in block 0) + (sum over k in block 1)) + ..
 //! ```
 //!
-//! each sum in the order of `k`, whatever the position of the element. So a product may be cut along
+//! each sum in the order of `k` (or of pairs of them, for 16-bit factors), whatever the position of
+//! the element. So a product may be cut along
 //! its rows and columns at will, and its elements stay the same bits.
 
+#[cfg(target_arch = "x86_64")]
+use super::simd::Avx512;
 use super::{
     Level,
     buffer::{NewFloat, new_buffer},
@@ -59,39 +62,56 @@ pub(super) unsafe fn product(
         row_stride,
         add,
     };
-    blocks(level, target, lhs, rhs);
+    #[cfg(target_arch = "x86_64")]
+    if level.multiplies_bf16() {
+        // SAFETY: such a level exists only if the CPU has AVX-512 BF16, and with it BW.
+        return unsafe { bf16_product(Avx512::new(), target, lhs, rhs) };
+    }
+    f32_product(level, target, lhs, rhs);
 }
 
 vector_loop! {
-    /// Block after block of the common axis and the columns.
-    fn blocks(s: S, target: Target, lhs: Matrix<'_>, rhs: Matrix<'_>) {
-        let ([rows, depth], [_, cols]) = (lhs.dims(), rhs.dims());
-        // Rows are shared out evenly: a remainder of few rows would keep few registers busy.
-        let groups = rows.div_ceil(S::TILE_ROWS * LHS_PANELS);
-        let left_of = |group: usize, ks| {
-            Panels::of_lhs::<S>(group * rows / groups..(group + 1) * rows / groups, ks)
+    fn f32_product(s: S, target: Target, lhs: Matrix<'_>, rhs: Matrix<'_>) {
+        blocks(s, target, lhs, rhs);
+    }
+}
+
+/// Writes a product of 16-bit brain floats.
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512bf16,avx512bw,avx512f,avx512dq,avx2,fma")]
+fn bf16_product(s: Avx512<true>, target: Target, lhs: Matrix<'_>, rhs: Matrix<'_>) {
+    blocks(s, target, lhs, rhs);
+}
+
+/// Block after block of the common axis and the columns.
+#[inline(always)]
+fn blocks<S: Simd>(s: S, target: Target, lhs: Matrix<'_>, rhs: Matrix<'_>) {
+    let ([rows, depth], [_, cols]) = (lhs.dims(), rhs.dims());
+    // Rows are shared out evenly: a remainder of few rows would keep few registers busy.
+    let groups = rows.div_ceil(S::TILE_ROWS * LHS_PANELS);
+    let left_of = |group: usize, ks| {
+        Panels::of_lhs::<S>(group * rows / groups..(group + 1) * rows / groups, ks)
+    };
+    let right_of = |col: usize, ks| Panels::of_rhs::<S>(col..(col + BLOCK_COLS).min(cols), ks);
+    let first = 0..depth.min(BLOCK_DEPTH);
+    let lhs_size = (0..groups)
+        .map(|group| left_of(group, first.clone()).size())
+        .max();
+    let mut lhs_panels = new_buffer(lhs_size.unwrap_or(0));
+    let mut rhs_panels = new_buffer(right_of(0, first).size());
+    for k in (0..depth).step_by(BLOCK_DEPTH) {
+        let ks = k..(k + BLOCK_DEPTH).min(depth);
+        let target = Target {
+            add: target.add || k > 0,
+            ..target
         };
-        let right_of = |col: usize, ks| {
-            Panels::of_rhs::<S>(col..(col + BLOCK_COLS).min(cols), ks)
-        };
-        let first = 0..depth.min(BLOCK_DEPTH);
-        let lhs_size = (0..groups).map(|group| left_of(group, first.clone()).size()).max();
-        let mut lhs_panels = new_buffer(lhs_size.unwrap_or(0));
-        let mut rhs_panels = new_buffer(right_of(0, first).size());
-        for k in (0..depth).step_by(BLOCK_DEPTH) {
-            let ks = k..(k + BLOCK_DEPTH).min(depth);
-            let target = Target {
-                add: target.add || k > 0,
-                ..target
-            };
-            for col in (0..cols).step_by(BLOCK_COLS) {
-                let right = right_of(col, ks.clone());
-                pack_rhs(s, rhs, &right, &mut rhs_panels);
-                for group in 0..groups {
-                    let left = left_of(group, ks.clone());
-                    pack_lhs(s, lhs, &left, &mut lhs_panels);
-                    write_tiles(s, target, (&left, &lhs_panels), (&right, &rhs_panels));
-                }
+        for col in (0..cols).step_by(BLOCK_COLS) {
+            let right = right_of(col, ks.clone());
+            pack_rhs(s, rhs, &right, &mut rhs_panels);
+            for group in 0..groups {
+                let left = left_of(group, ks.clone());
+                pack_lhs(s, lhs, &left, &mut lhs_panels);
+                write_tiles(s, target, (&left, &lhs_panels), (&right, &rhs_panels));
             }
         }
     }
@@ -110,7 +130,7 @@ fn write_tiles<S: Simd>(
         for col in 0..right.count() {
             let cols = right.lines(col);
             let tile = Tile {
-                depth: left.depth(),
+                steps: left.steps(),
                 lhs: lhs[left.offset(row)..].as_ptr().cast(),
                 rhs: rhs[right.offset(col)..].as_ptr().cast(),
                 // SAFETY: the tile lies within the target.

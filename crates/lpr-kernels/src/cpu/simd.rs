@@ -32,6 +32,14 @@ pub(crate) trait Simd: Copy {
     /// Rows of two vectors each, at most 14, whose sums fit into the registers beside what is added
     /// to them.
     const TILE_ROWS: usize;
+    /// Whether products multiply pairs of 16-bit brain floats, which take the place of a float each.
+    const PAIRS: bool;
+
+    /// In each lane `a` and `b` as a pair.
+    fn pair(self, a: Self::V, b: Self::V) -> Self::V;
+
+    /// `c` plus the products of both members of the pairs `a` and `b`, summed in 32 bits.
+    fn mul_add_pairs(self, a: Self::V, b: Self::V, c: Self::V) -> Self::V;
 
     /// All lanes `x`.
     fn splat(self, x: f32) -> Self::V;
@@ -79,7 +87,8 @@ pub(crate) trait Simd: Copy {
     fn largest(self, a: Self::V) -> f32;
 
     /// Writes `columns` vectors, at most `LANES`: lane `i` of vector `j` is element `j` of row `i`.
-    /// The vectors are `stride` apart and written in their order, so that they may overlap.
+    /// The vectors are `stride` apart and written in their order, so that they may overlap. With
+    /// `PAIRS`, there is a vector for every two elements, the last of which may be paired with zero.
     ///
     /// # Safety
     ///

@@ -34,7 +34,18 @@ impl Linear {
     /// # Shapes
     /// `[.., in]` to `[.., out]`.
     pub fn forward<const D: usize>(&self, input: Tensor<D>) -> Tensor<D> {
-        let bias = self.bias.as_ref().map(Param::val);
-        lpr_kernels::linear(input, self.weight.val(), bias)
+        lpr_kernels::linear(input, self.weight.val(), self.bias())
+    }
+
+    /// The same in 32-bit floats, whatever other products multiply: on the way to a router's scores.
+    ///
+    /// # Shapes
+    /// `[.., in]` to `[.., out]`.
+    pub fn forward_exact<const D: usize>(&self, input: Tensor<D>) -> Tensor<D> {
+        lpr_kernels::exact_linear(input, self.weight.val(), self.bias())
+    }
+
+    fn bias(&self) -> Option<Tensor<1>> {
+        self.bias.as_ref().map(Param::val)
     }
 }

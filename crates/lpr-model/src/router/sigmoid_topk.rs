@@ -13,7 +13,7 @@
 use burn::module::Module;
 use burn::module::Param;
 use burn::tensor::{IndexingUpdateOp, Int, Tensor, activation::sigmoid};
-use lpr_kernels::linear;
+use lpr_kernels::exact_linear;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -102,7 +102,7 @@ pub struct SigmoidTopkRouter {
 
 impl Router for SigmoidTopkRouter {
     fn route(&self, hidden_states: Tensor<2>, _context: &RouteContext<'_>) -> Routing {
-        let router_logits = linear(hidden_states, self.weight.val(), None);
+        let router_logits = exact_linear(hidden_states, self.weight.val(), None);
         let scores = sigmoid(router_logits.clone());
         let expert_indices = self.choose(scores.clone().detach());
         let chosen = scores.gather(1, expert_indices.clone());

@@ -55,20 +55,23 @@ pub fn names() -> impl Iterator<Item = &'static str> {
 }
 
 /// The configuration of a named shape, whose router is the plain one unless another is asked for, or
-/// of a configuration file, whose router is its own unless another is asked for.
+/// of a configuration file, whose router is its own unless another is asked for; likewise the
+/// precision, which is that of 32-bit floats for a named shape.
 ///
 /// # Errors
 /// A file with problems.
-pub fn config(shape: &str, router: Option<BenchRouter>) -> Result<RunConfig, ConfigErrors> {
-    match NAMED.iter().find(|(name, _)| *name == shape) {
-        Some((name, text)) => {
-            let router = router.unwrap_or(BenchRouter::Vanilla);
-            RunConfig::parse(name, text, &router.overrides())
-        }
-        None => RunConfig::load(
-            &[PathBuf::from(shape)],
-            &router.map(BenchRouter::overrides).unwrap_or_default(),
-        ),
+pub fn config(
+    shape: &str,
+    router: Option<BenchRouter>,
+    precision: Option<&str>,
+) -> Result<RunConfig, ConfigErrors> {
+    let named = NAMED.iter().find(|(name, _)| *name == shape);
+    let router = router.or(named.map(|_| BenchRouter::Vanilla));
+    let mut overrides = router.map(BenchRouter::overrides).unwrap_or_default();
+    overrides.extend(precision.map(|precision| format!("train.precision={precision}")));
+    match named {
+        Some((name, text)) => RunConfig::parse(name, text, &overrides),
+        None => RunConfig::load(&[PathBuf::from(shape)], &overrides),
     }
 }
 
@@ -82,7 +85,8 @@ mod tests {
     fn every_name_is_a_valid_configuration_with_every_router() {
         for name in names() {
             for router in [None, Some(BenchRouter::Vanilla), Some(BenchRouter::Lpr)] {
-                let found = config(name, router).unwrap_or_else(|error| panic!("{name}: {error}"));
+                let found =
+                    config(name, router, None).unwrap_or_else(|error| panic!("{name}: {error}"));
                 let lpr = router == Some(BenchRouter::Lpr);
                 assert_eq!(
                     found.router.name(),
@@ -100,7 +104,7 @@ mod tests {
             ("paper-0.6b", 16_384, 645.4),
         ];
         for (name, positions, millions) in expect {
-            let config = config(name, None).expect("valid");
+            let config = config(name, None, None).expect("valid");
             assert_eq!(config.positions_per_step(), positions, "{name}");
             let params = estimate(
                 &config.model.decoder(),

@@ -13,7 +13,7 @@ use serde::Serialize;
 
 use crate::bench::{self, Mode, Plan, Timing, shape};
 use crate::cli::BenchArgs;
-use crate::config::RunConfig;
+use crate::config::{Precision, RunConfig};
 use crate::error::{Outcome, TrainError};
 use crate::hugging_face::FolderError;
 use crate::process;
@@ -32,6 +32,7 @@ struct Findings {
     mode: Mode,
     threads: usize,
     instruction_set: String,
+    precision: Precision,
     params: u64,
     /// Floating-point operations, as `estimate` counts them.
     mflop_per_token: f64,
@@ -75,7 +76,7 @@ struct SpanShare {
 /// A configuration with problems, a step that is not finite.
 pub fn run(args: &BenchArgs) -> Result<Outcome, TrainError> {
     let start = Instant::now();
-    let config = shape::config(&args.shape, args.router)?;
+    let config = shape::config(&args.shape, args.router, args.precision.as_deref())?;
     let threads = use_threads(args.threads)?;
     let device = session::open_device(&config)?;
     let mut model = session::initial_model(&config, &device.clone().autodiff());
@@ -107,7 +108,8 @@ pub fn run(args: &BenchArgs) -> Result<Outcome, TrainError> {
         router: config.router.name(),
         mode: args.mode,
         threads,
-        instruction_set: format!("{:?}", lpr_kernels::instruction_set()),
+        instruction_set: lpr_kernels::instruction_set().to_string(),
+        precision: config.train.precision,
         params: cost.total_params,
         mflop_per_token: flops as f64 / 1e6,
         gflop_s: flops as f64 * tokens as f64 / median / 1e9,
@@ -188,7 +190,7 @@ fn shares(timing: &Timing) -> Vec<SpanShare> {
 
 fn table(found: &Findings) -> String {
     let mut text = format!(
-        "{} with the router {}, {}, {} threads, {}\n\
+        "{} with the router {}, {}, {} threads, {}{}\n\
          {:.0} tokens/s (median of {} steps of {} tokens), best {:.0}",
         found.shape,
         found.router,
@@ -198,6 +200,10 @@ fn table(found: &Findings) -> String {
         },
         found.threads,
         found.instruction_set,
+        match found.precision {
+            Precision::F32 => "",
+            Precision::Bf16 => " with bf16 products",
+        },
         found.tok_s_median,
         found.steps,
         found.tokens_per_step,

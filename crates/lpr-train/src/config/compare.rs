@@ -47,7 +47,7 @@ impl Differences {
 }
 
 /// Sections (with a dot at the end) and keys that may change.
-const NOTED: [&str; 15] = [
+const NOTED: [&str; 16] = [
     "optimizer.learning_rate",
     "optimizer.weight_decay",
     "optimizer.max_grad_norm",
@@ -55,6 +55,7 @@ const NOTED: [&str; 15] = [
     "train.total_steps",
     "train.total_tokens",
     "train.device",
+    "train.precision",
     "train.run_dir",
     "checkpoint.",
     "eval.",

@@ -105,6 +105,18 @@ impl Default for OptimizerConfig {
     }
 }
 
+/// What the matrix products of the model multiply. Weights, optimizer, sums, router scores and
+/// everything that is not a product are 32-bit floats in any case.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Precision {
+    /// 32-bit floats.
+    #[default]
+    F32,
+    /// Factors rounded to 16-bit brain floats, on CPUs that have AVX-512 BF16.
+    Bf16,
+}
+
 /// The `[train]` section.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
@@ -127,6 +139,8 @@ pub struct TrainConfig {
     pub seed: u64,
     /// Where to compute; "cpu" is the only device of this build.
     pub device: String,
+    /// What matrix products multiply.
+    pub precision: Precision,
     /// The folder of the run; "runs/" and the name of the last configuration file if absent.
     pub run_dir: Option<PathBuf>,
 }
@@ -140,6 +154,7 @@ impl Default for TrainConfig {
             gradient_accumulation_steps: 1,
             seed: 42,
             device: "cpu".to_owned(),
+            precision: Precision::F32,
             run_dir: None,
         }
     }

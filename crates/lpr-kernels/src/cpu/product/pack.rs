@@ -12,15 +12,19 @@ pub(super) struct Panels {
     width: usize,
     /// Whether every panel but the last has that many; else the lines are shared out evenly.
     full: bool,
+    /// Steps of a panel: of the common axis, or of pairs of it.
+    steps: usize,
     /// Distance of panels: room for one, and for a vector that starts in it and ends behind it.
     length: usize,
 }
 
 impl Panels {
-    /// Rows of the left factor. A panel is `[ks, lines]`.
+    /// Rows of the left factor. A panel is `[steps, lines]`.
     pub(super) fn of_lhs<S: Simd>(rows: Range<usize>, ks: Range<usize>) -> Self {
+        let steps = steps::<S>(&ks);
         Self {
-            length: S::TILE_ROWS * ks.len() + S::LANES,
+            steps,
+            length: S::TILE_ROWS * steps + S::LANES,
             width: S::TILE_ROWS,
             full: false,
             lines: rows,
@@ -28,10 +32,12 @@ impl Panels {
         }
     }
 
-    /// Columns of the right factor. A panel is `[ks, 2 * LANES]`.
+    /// Columns of the right factor. A panel is `[steps, 2 * LANES]`.
     pub(super) fn of_rhs<S: Simd>(cols: Range<usize>, ks: Range<usize>) -> Self {
+        let steps = steps::<S>(&ks);
         Self {
-            length: 2 * S::LANES * ks.len() + S::LANES,
+            steps,
+            length: 2 * S::LANES * steps + S::LANES,
             width: 2 * S::LANES,
             full: true,
             lines: cols,
@@ -43,8 +49,8 @@ impl Panels {
         self.lines.len().div_ceil(self.width)
     }
 
-    pub(super) fn depth(&self) -> usize {
-        self.ks.len()
+    pub(super) fn steps(&self) -> usize {
+        self.steps
     }
 
     /// The lines of a panel.
@@ -72,9 +78,18 @@ impl Panels {
         self.offset(self.count())
     }
 
-    /// Distance of the steps of the common axis in a panel of so many lines.
+    /// Distance of the steps in a panel of so many lines.
     fn stride(&self, lines: usize) -> usize {
         if self.full { self.width } else { lines }
+    }
+}
+
+/// Steps of a panel over this part of the common axis.
+fn steps<S: Simd>(ks: &Range<usize>) -> usize {
+    if S::PAIRS {
+        ks.len().div_ceil(2)
+    } else {
+        ks.len()
     }
 }
 
@@ -98,9 +113,9 @@ pub(super) fn pack_rhs<S: Simd>(s: S, rhs: Matrix<'_>, panels: &Panels, target: 
     }
 }
 
-/// Stored rows that are shared out to all panels before the next ones: so few that they stay in the
-/// nearest cache.
-const SHARED_ROWS: usize = 16;
+/// Steps that are shared out to all panels before the next ones: so few that their stored rows stay
+/// in the nearest cache.
+const SHARED_STEPS: usize = 16;
 
 /// The lines are columns of the stored rows: some rows after the others are shared out to the panels.
 ///
@@ -110,28 +125,43 @@ const SHARED_ROWS: usize = 16;
 fn pack_cols<S: Simd>(s: S, matrix: Matrix<'_>, panels: &Panels, target: &mut [NewFloat]) {
     assert!(target.len() >= panels.size(), "room for all panels");
     let target: *mut f32 = target.as_mut_ptr().cast();
-    let data = matrix.data();
-    for step in (0..panels.depth()).step_by(SHARED_ROWS) {
-        let steps = step..(step + SHARED_ROWS).min(panels.depth());
+    let rows_per_step = if S::PAIRS { 2 } else { 1 };
+    let ahead = SHARED_STEPS * rows_per_step * matrix.stride();
+    for step in (0..panels.steps()).step_by(SHARED_STEPS) {
+        let steps = step..(step + SHARED_STEPS).min(panels.steps());
         for panel in 0..panels.count() {
             let lines = panels.lines(panel);
             let stride = panels.stride(lines.len());
             for step in steps.clone() {
-                let start = matrix.start_of_row(panels.ks.start + step) + lines.start;
+                let row = panels.ks.start + step * rows_per_step;
                 let at = panels.offset(panel) + step * stride;
-                let ahead = SHARED_ROWS * matrix.stride();
                 for part in (0..stride).step_by(S::LANES) {
-                    let start = (start + part).min(data.len());
-                    s.prefetch::<false>(data.as_ptr().wrapping_add(start + ahead));
-                    // SAFETY: the vector is read within the data, and starts within the panel.
-                    unsafe {
-                        let v = s.read(data.as_ptr().add(start), data.len() - start, 0.0);
-                        s.write(target.add(at + part), S::LANES, v);
-                    }
+                    let col = lines.start + part;
+                    let v = load(s, matrix, row, col, ahead);
+                    let v = if !S::PAIRS {
+                        v
+                    } else if row + 1 < panels.ks.end {
+                        s.pair(v, load(s, matrix, row + 1, col, ahead))
+                    } else {
+                        s.pair(v, s.splat(0.0))
+                    };
+                    // SAFETY: the vector starts within the panel.
+                    unsafe { s.write(target.add(at + part), S::LANES, v) };
                 }
             }
         }
     }
+}
+
+/// A vector of a stored row from column `col` on, or of what follows it; asks for the elements `ahead`
+/// of it.
+#[inline(always)]
+fn load<S: Simd>(s: S, matrix: Matrix<'_>, row: usize, col: usize, ahead: usize) -> S::V {
+    let data = matrix.data();
+    let start = (matrix.start_of_row(row) + col).min(data.len());
+    s.prefetch::<false>(data.as_ptr().wrapping_add(start + ahead));
+    // SAFETY: no more is read than the data have.
+    unsafe { s.read(data.as_ptr().add(start), data.len() - start, 0.0) }
 }
 
 /// The lines are stored rows, so that every panel is a transposed part of the matrix.
@@ -152,15 +182,16 @@ fn pack_rows<S: Simd>(s: S, matrix: Matrix<'_>, panels: &Panels, target: &mut [N
             });
             let rows = rows.map(<[f32]>::as_ptr);
             let at = panels.offset(panel) + part;
-            for k in (0..panels.depth()).step_by(S::LANES) {
-                let len = (panels.depth() - k).min(S::LANES);
-                // SAFETY: the rows have `depth` elements, and the vectors start within the panel.
+            for k in (0..panels.ks.len()).step_by(S::LANES) {
+                let len = (panels.ks.len() - k).min(S::LANES);
+                let step = if S::PAIRS { k / 2 } else { k };
+                // SAFETY: the rows have these elements, and the vectors start within the panel.
                 unsafe {
                     let rows = rows.map(|row| row.add(k));
                     for row in rows.iter().take(S::LANES) {
                         s.prefetch::<false>(row.wrapping_add(4 * S::LANES));
                     }
-                    s.transpose(rows, len, target.add(at + k * stride), stride);
+                    s.transpose(rows, len, target.add(at + step * stride), stride);
                 }
             }
         }

@@ -130,3 +130,46 @@ fn a_part_of_a_product_has_the_same_bits() {
         }
     }
 }
+
+#[test]
+fn products_of_16_bit_factors_round_the_factors_only() {
+    // Elsewhere such a level cannot be chosen.
+    let Some(level) = Level::bf16() else { return };
+    let rounded = |x: f32| {
+        // To the nearest of the numbers whose lower 16 bits are zero, halves to even.
+        let bits = x.to_bits();
+        f32::from_bits((bits + 0x7fff + (bits >> 16 & 1)) & 0xffff_0000)
+    };
+    for [rows, depth, cols] in [[1, 1, 1], [15, 17, 33], [29, 301, 65], [3, 2, 70]] {
+        for transposed in [[false, false], [false, true], [true, false], [true, true]] {
+            let mut random = Random::new((rows + depth + cols) as u64);
+            let factors = [random.floats(rows * depth), random.floats(depth * cols)];
+            let product = |level: Level, factors: &[Vec<f32>; 2]| {
+                let view = |i: usize, [rows, cols]: [usize; 2]| {
+                    if transposed[i] {
+                        Matrix::new(&factors[i], cols, rows).transposed()
+                    } else {
+                        Matrix::new(&factors[i], rows, cols)
+                    }
+                };
+                let mut target = new_buffer(rows * cols);
+                MatrixMut::new(&mut target, rows, cols).set_product(
+                    level,
+                    view(0, [rows, depth]),
+                    view(1, [depth, cols]),
+                );
+                // SAFETY: the product was just written.
+                unsafe { written(target) }
+            };
+            let found = product(level, &factors);
+            let exact = factors.map(|factor| factor.into_iter().map(rounded).collect());
+            let exact = product(level.exact(), &exact);
+            for (found, exact) in found.iter().zip(&exact) {
+                assert!(
+                    (found - exact).abs() <= 2e-6 + 2e-7 * depth as f32,
+                    "{found}, not {exact}"
+                );
+            }
+        }
+    }
+}

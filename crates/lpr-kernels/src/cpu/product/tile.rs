@@ -5,10 +5,11 @@ use crate::cpu::simd::Simd;
 /// A tile, and the panels it is made of.
 #[derive(Clone, Copy)]
 pub(super) struct Tile {
-    pub(super) depth: usize,
-    /// `[depth, rows]`
+    /// Steps of the panels.
+    pub(super) steps: usize,
+    /// `[steps, rows]`
     pub(super) lhs: *const f32,
-    /// `[depth, 2 * LANES]`
+    /// `[steps, 2 * LANES]`
     pub(super) rhs: *const f32,
     pub(super) target: *mut f32,
     pub(super) row_stride: usize,
@@ -51,8 +52,8 @@ unsafe fn write<S: Simd, const ROWS: usize>(s: S, tile: Tile) {
     }
     let (mut lhs, mut rhs) = (tile.lhs, tile.rhs);
     let mut sums = [[s.splat(0.0); 2]; ROWS];
-    for _ in 0..tile.depth {
-        // SAFETY: the panels have `depth` rows.
+    for _ in 0..tile.steps {
+        // SAFETY: the panels have that many steps.
         unsafe {
             let right = [
                 s.read(rhs, S::LANES, 0.0),
@@ -60,8 +61,13 @@ unsafe fn write<S: Simd, const ROWS: usize>(s: S, tile: Tile) {
             ];
             for (row, sums) in sums.iter_mut().enumerate() {
                 let left = s.splat(*lhs.add(row));
-                sums[0] = s.mul_add(left, right[0], sums[0]);
-                sums[1] = s.mul_add(left, right[1], sums[1]);
+                for (sum, right) in sums.iter_mut().zip(right) {
+                    *sum = if S::PAIRS {
+                        s.mul_add_pairs(left, right, *sum)
+                    } else {
+                        s.mul_add(left, right, *sum)
+                    };
+                }
             }
             lhs = lhs.add(ROWS);
             rhs = rhs.add(2 * S::LANES);

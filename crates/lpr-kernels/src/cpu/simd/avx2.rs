@@ -45,6 +45,15 @@ impl Simd for Avx2 {
     const LANES: usize = 8;
     // 12 of 16 registers.
     const TILE_ROWS: usize = 6;
+    const PAIRS: bool = false;
+
+    fn pair(self, _a: __m256, _b: __m256) -> __m256 {
+        unreachable!("no pairs here")
+    }
+
+    fn mul_add_pairs(self, _a: __m256, _b: __m256, _c: __m256) -> __m256 {
+        unreachable!("no pairs here")
+    }
 
     #[inline(always)]
     fn splat(self, x: f32) -> __m256 {

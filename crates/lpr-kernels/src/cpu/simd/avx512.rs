@@ -1,26 +1,33 @@
-//! Sixteen floats in a register.
+//! Sixteen floats in a register, or sixteen pairs of 16-bit brain floats.
 
 use super::Simd;
 #[allow(clippy::wildcard_imports, reason = "the vocabulary of this file")]
 use std::arch::x86_64::*;
 
-/// The token of the AVX-512 vectors.
+/// The token of the AVX-512 vectors; with `BF16` their products multiply pairs.
 #[derive(Clone, Copy)]
-pub(crate) struct Avx512(());
+pub(crate) struct Avx512<const BF16: bool = false>(());
 
-impl Avx512 {
+impl<const BF16: bool> Avx512<BF16> {
     /// # Safety
     ///
-    /// The CPU must have AVX-512 F and DQ.
+    /// The CPU must have AVX-512 F and DQ, with `BF16` that, too.
     pub(crate) unsafe fn new() -> Self {
         Self(())
     }
 }
 
+/// Takes lanes from both halves of a vector in turn.
+static ZIPPER: [u16; 32] = [
+    0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23, 8, 24, 9, 25, 10, 26, 11, 27, 12, 28,
+    13, 29, 14, 30, 15, 31,
+];
+
 /// Uses intrinsics that touch registers only.
 macro_rules! intrinsics {
     ($body:expr) => {
-        // SAFETY: whoever made the token `self` has made sure that the CPU has AVX-512 F and DQ.
+        // SAFETY: whoever made the token `self` has made sure that the CPU has AVX-512 F and DQ, and
+        // BF16 if its methods use that.
         unsafe { $body }
     };
 }
@@ -31,11 +38,32 @@ fn first(len: usize) -> __mmask16 {
     (1 << len) - 1
 }
 
-impl Simd for Avx512 {
+impl<const BF16: bool> Simd for Avx512<BF16> {
     type V = __m512;
     const LANES: usize = 16;
     // 28 of 32 registers.
     const TILE_ROWS: usize = 14;
+    const PAIRS: bool = BF16;
+
+    #[inline(always)]
+    fn pair(self, a: __m512, b: __m512) -> __m512 {
+        assert!(BF16, "pairs need their instructions");
+        // The lanes of `a`, rounded, in the lower half, those of `b` in the upper one; then a zipper.
+        intrinsics!({
+            let halves: __m512i = std::mem::transmute(_mm512_cvtne2ps_pbh(b, a));
+            let zipper = _mm512_loadu_si512(ZIPPER.as_ptr().cast());
+            _mm512_castsi512_ps(_mm512_permutexvar_epi16(zipper, halves))
+        })
+    }
+
+    #[inline(always)]
+    fn mul_add_pairs(self, a: __m512, b: __m512, c: __m512) -> __m512 {
+        assert!(BF16, "pairs need their instructions");
+        intrinsics!({
+            let [a, b]: [__m512bh; 2] = std::mem::transmute([a, b]);
+            _mm512_dpbf16_ps(c, a, b)
+        })
+    }
 
     #[inline(always)]
     fn splat(self, x: f32) -> __m512 {
@@ -186,9 +214,18 @@ impl Simd for Avx512 {
                 v[j + 12] = _mm512_shuffle_f32x4::<0xdd>(ab_odd, cd_odd);
             }
         });
-        for (index, v) in v.into_iter().take(columns).enumerate() {
-            // SAFETY: the caller vouches for it.
-            unsafe { _mm512_storeu_ps(target.add(index * stride), v) };
+        // SAFETY: the caller vouches for the target.
+        unsafe {
+            if BF16 {
+                for index in 0..columns.div_ceil(2) {
+                    let pair = self.pair(v[2 * index], v[2 * index + 1]);
+                    _mm512_storeu_ps(target.add(index * stride), pair);
+                }
+            } else {
+                for (index, v) in v.into_iter().take(columns).enumerate() {
+                    _mm512_storeu_ps(target.add(index * stride), v);
+                }
+            }
         }
     }
 }

@@ -19,6 +19,15 @@ impl Simd for Portable {
     type V = [f32; LANES];
     const LANES: usize = LANES;
     const TILE_ROWS: usize = 4;
+    const PAIRS: bool = false;
+
+    fn pair(self, _a: Self::V, _b: Self::V) -> Self::V {
+        unreachable!("no pairs here")
+    }
+
+    fn mul_add_pairs(self, _a: Self::V, _b: Self::V, _c: Self::V) -> Self::V {
+        unreachable!("no pairs here")
+    }
 
     #[inline(always)]
     fn splat(self, x: f32) -> Self::V {

@@ -40,7 +40,7 @@ impl LatentEncoder {
     pub fn forward(&self, hidden_states: Tensor<2>) -> Latent {
         let both = self
             .projection
-            .forward(self.norm.forward_silu(hidden_states));
+            .forward_exact(self.norm.forward_silu(hidden_states));
         let [_, width] = both.dims();
         let mut halves = both.split(width / 2, 1).into_iter();
         let mut half = || halves.next().expect("the projection has two halves");

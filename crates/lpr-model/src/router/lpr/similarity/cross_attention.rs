@@ -66,8 +66,8 @@ impl Metric for CrossAttention {
         let [tokens, width] = mean.dims();
         let (queries, keys) = match &self.projections {
             Some(p) => (
-                p.q_norm.forward(p.q_proj.forward(mean)),
-                p.k_norm.forward(p.k_proj.forward(prototypes.clone())),
+                p.q_norm.forward(p.q_proj.forward_exact(mean)),
+                p.k_norm.forward(p.k_proj.forward_exact(prototypes.clone())),
             ),
             None => (mean, prototypes.clone()),
         };
