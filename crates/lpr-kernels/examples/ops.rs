@@ -5,8 +5,8 @@
 
 use burn::tensor::{Device, Distribution, Int, Tensor};
 use lpr_kernels::{
-    AdamW, Moments, SequenceMask, causal_attention, experts, instruction_set, linear_cross_entropy,
-    rms_norm, rotary, silu_mul, squared_norm,
+    AdamW, AdamWStep, Moments, SequenceMask, causal_attention, experts, instruction_set,
+    linear_cross_entropy, rms_norm, rotary, silu_mul, squared_norm,
 };
 use std::{env, fs, sync::LazyLock, time::Instant};
 
@@ -231,7 +231,17 @@ impl Bench {
         let ms = best_ms(self.repeats, || {
             step += 1;
             let (old, moments) = state.take().expect("the state of the last step");
-            state = Some(adamw.update(old, grad.clone(), moments, 1e-3, 0.1, step));
+            state = Some(adamw.update(
+                old,
+                grad.clone(),
+                moments,
+                AdamWStep {
+                    step,
+                    learning_rate: 1e-3,
+                    weight_decay: 0.1,
+                    grad_scale: 0.5,
+                },
+            ));
         });
         println!("AdamW, 2^22 parameters   {ms:8.2}");
         param = param.mul_scalar(2.0);

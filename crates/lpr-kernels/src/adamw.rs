@@ -24,6 +24,19 @@ pub struct AdamW {
     pub eps: f64,
 }
 
+/// One step of `AdamW` for one parameter.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct AdamWStep {
+    /// Counted from 1.
+    pub step: u64,
+    /// The step's learning rate.
+    pub learning_rate: f64,
+    /// Decoupled weight decay.
+    pub weight_decay: f64,
+    /// What the gradient is multiplied by first, to clip it.
+    pub grad_scale: f64,
+}
+
 /// The running averages that `AdamW` keeps for one parameter, each of the parameter's shape.
 #[derive(Clone, Debug)]
 pub struct Moments<const D: usize> {
@@ -45,9 +58,9 @@ impl<const D: usize> Moments<D> {
 }
 
 impl AdamW {
-    /// Returns the parameter and its averages after step number `step`, counted from 1.
+    /// Returns the parameter and its averages after a step.
     ///
-    /// With `g` the gradient, `m` and `v` the averages, in the order of `torch.optim.AdamW`:
+    /// With `g` the gradient times `grad_scale`, `m` and `v` the averages, in the order of `torch.optim.AdamW`:
     ///
     /// ```text
     /// param <- param * (1 - learning_rate * weight_decay)
@@ -72,9 +85,7 @@ impl AdamW {
         param: Tensor<D>,
         grad: Tensor<D>,
         moments: Moments<D>,
-        learning_rate: f64,
-        weight_decay: f64,
-        step: u64,
+        step: AdamWStep,
     ) -> (Tensor<D>, Moments<D>) {
         let _span = span("adamw");
         let dims = param.dims();
@@ -89,8 +100,8 @@ impl AdamW {
             moments.exp_avg.dims(),
             moments.exp_avg_sq.dims()
         );
-        assert!(step > 0, "AdamW: steps are counted from 1");
-        let factors = self.factors(learning_rate, weight_decay, step);
+        assert!(step.step > 0, "AdamW: steps are counted from 1");
+        let factors = self.factors(step);
         let (param, grad) = (param.inner(), grad.inner());
         let moments = Moments {
             exp_avg: moments.exp_avg.inner(),
@@ -103,15 +114,16 @@ impl AdamW {
         }
     }
 
-    fn factors(&self, learning_rate: f64, weight_decay: f64, step: u64) -> Factors {
+    fn factors(&self, step: AdamWStep) -> Factors {
         let (beta1, beta2) = self.betas;
-        let correction = |beta: f64| 1.0 - beta.powf(step as f64);
+        let correction = |beta: f64| 1.0 - beta.powf(step.step as f64);
         Factors {
-            decay: 1.0 - learning_rate * weight_decay,
+            grad_scale: step.grad_scale,
+            decay: 1.0 - step.learning_rate * step.weight_decay,
             one_minus_beta1: 1.0 - beta1,
             beta2,
             one_minus_beta2: 1.0 - beta2,
-            step_size: learning_rate / correction(beta1),
+            step_size: step.learning_rate / correction(beta1),
             root_correction2: correction(beta2).sqrt(),
             eps: self.eps,
         }
@@ -125,6 +137,7 @@ fn portable<const D: usize>(
     grad: Tensor<D>,
     moments: Moments<D>,
 ) -> (Tensor<D>, Moments<D>) {
+    let grad = grad * f.grad_scale;
     let m = moments.exp_avg;
     let m = m.clone() + (grad.clone() - m) * f.one_minus_beta1;
     let v = moments.exp_avg_sq * f.beta2 + grad.square() * f.one_minus_beta2;
@@ -182,7 +195,17 @@ mod tests {
     };
     const LEARNING_RATE: f64 = 1e-2;
     const WEIGHT_DECAY: f64 = 0.1;
+    const GRAD_SCALE: f64 = 0.75;
     const STEPS: u64 = 5;
+
+    fn step(step: u64) -> AdamWStep {
+        AdamWStep {
+            step,
+            learning_rate: LEARNING_RATE,
+            weight_decay: WEIGHT_DECAY,
+            grad_scale: GRAD_SCALE,
+        }
+    }
 
     fn random(seed: u64, len: usize) -> Vec<f64> {
         let floats = Random::new(seed).floats(len);
@@ -194,10 +217,9 @@ mod tests {
         let device = Device::flex();
         let mut param = flat(&random(0, len), dtype, &device);
         let mut moments = Moments::zeros_like(&param);
-        for step in 1..=STEPS {
-            let grad = flat(&random(step, len), dtype, &device);
-            (param, moments) =
-                CONSTANTS.update(param, grad, moments, LEARNING_RATE, WEIGHT_DECAY, step);
+        for count in 1..=STEPS {
+            let grad = flat(&random(count, len), dtype, &device);
+            (param, moments) = CONSTANTS.update(param, grad, moments, step(count));
         }
         [param, moments.exp_avg, moments.exp_avg_sq]
             .map(|tensor| tensor.try_into_vec_as().expect("readable"))
@@ -210,6 +232,7 @@ mod tests {
         for step in 1..=STEPS {
             let corrections = (1.0 - beta1.powi(step as i32), 1.0 - beta2.powi(step as i32));
             for (i, g) in random(step, len).into_iter().enumerate() {
+                let g = GRAD_SCALE * g;
                 param[i] *= 1.0 - LEARNING_RATE * WEIGHT_DECAY;
                 m[i] = beta1 * m[i] + (1.0 - beta1) * g;
                 v[i] = beta2 * v[i] + (1.0 - beta2) * g * g;
@@ -256,9 +279,10 @@ mod tests {
         let device = Device::flex();
         let param = flat(&[2.0, -4.0], DType::F32, &device);
         let (grad, moments) = (param.zeros_like(), Moments::zeros_like(&param));
-        let (param, _) = CONSTANTS.update(param, grad, moments, 0.5, 0.1, 1);
+        let (param, _) = CONSTANTS.update(param, grad, moments, step(1));
         let param: Vec<f64> = param.try_into_vec_as().expect("readable");
-        assert_close("param", &param, &[1.9, -3.8], 1e-7);
+        let kept = 1.0 - LEARNING_RATE * WEIGHT_DECAY;
+        assert_close("param", &param, &[2.0 * kept, -4.0 * kept], 1e-7);
     }
 
     #[test]
@@ -273,7 +297,7 @@ mod tests {
         let moments = Moments::zeros_like(&param);
         let kept = moments.exp_avg.clone();
         let before = (address(&param), address(&moments.exp_avg_sq));
-        let (param, moments) = CONSTANTS.update(param, grad, moments, 1e-3, 0.0, 1);
+        let (param, moments) = CONSTANTS.update(param, grad, moments, step(1));
         assert_eq!((address(&param), address(&moments.exp_avg_sq)), before);
         assert_ne!(address(&moments.exp_avg), address(&kept));
         assert_eq!(kept.abs().max().into_scalar::<f32>().to_bits(), 0);
@@ -284,6 +308,6 @@ mod tests {
     fn refuses_step_zero() {
         let param = Tensor::<1>::zeros([1], &Device::flex());
         let moments = Moments::zeros_like(&param);
-        CONSTANTS.update(param.clone(), param, moments, 1e-3, 0.0, 0);
+        CONSTANTS.update(param.clone(), param, moments, step(0));
     }
 }

@@ -459,6 +459,18 @@ mod tests {
     }
 
     #[test]
+    fn agrees_with_its_twin_on_random_shapes() {
+        let mut random = Random::new(99);
+        for _ in 0..40 {
+            let mut up_to = |most: usize| 1 + random.below(most);
+            let sizes = [up_to(60), up_to(40), up_to(40)];
+            let num_experts = up_to(12);
+            let case = Case::random(sizes, num_experts, up_to(num_experts));
+            check(case.op(), &case.inputs());
+        }
+    }
+
+    #[test]
     fn the_twin_follows_the_formula() {
         for case in cases() {
             let inputs = widened(&case.inputs());

@@ -7,6 +7,7 @@
 //! | [`linear`] | a linear map of the last axis |
 //! | [`causal_attention`] | grouped-query attention over packed documents |
 //! | [`rms_norm`], [`layer_norm_silu`], [`rotary`], [`silu_mul`] | the small operations between them |
+//! | [`top_k`] | the experts with the largest scores |
 //! | [`AdamW::update`], [`squared_norm`] | one optimizer step, and the norm to clip by |
 //!
 //! # Where an operation runs
@@ -45,8 +46,9 @@ mod squared_norm;
 mod swiglu;
 #[cfg(test)]
 mod test_support;
+mod top_k;
 
-pub use adamw::{AdamW, Moments};
+pub use adamw::{AdamW, AdamWStep, Moments};
 pub use allocator::keep_freed_memory;
 pub use attention::{SequenceMask, causal_attention};
 pub use cpu::{
@@ -60,3 +62,4 @@ pub use norm::rms_norm;
 pub use rotary::rotary;
 pub use squared_norm::squared_norm;
 pub use swiglu::silu_mul;
+pub use top_k::top_k;

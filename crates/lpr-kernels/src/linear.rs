@@ -251,6 +251,16 @@ mod tests {
     }
 
     #[test]
+    fn agrees_with_its_twin_on_random_shapes() {
+        let mut draw = Random::new(3);
+        for _ in 0..40 {
+            let mut up_to = |most: usize| 1 + draw.below(most);
+            let (rows, inputs, outputs) = ([up_to(3), up_to(120)], up_to(90), up_to(90));
+            check(op(rows, inputs, outputs), &random(rows, inputs, outputs));
+        }
+    }
+
+    #[test]
     fn gradients_are_slopes() {
         check_differences(op([2, 3], 5, 4), &random([2, 3], 5, 4));
     }

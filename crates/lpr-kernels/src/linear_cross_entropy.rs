@@ -257,6 +257,17 @@ mod tests {
     }
 
     #[test]
+    fn agrees_with_its_twin_on_random_shapes() {
+        let mut random = Random::new(7);
+        for _ in 0..30 {
+            let mut up_to = |most: usize| 1 + random.below(most);
+            let [rows, hidden, vocab] = [up_to(80), up_to(50), 1 + up_to(1200)];
+            let op = op(hidden, targets(rows, vocab));
+            check(op, &inputs([rows, hidden, vocab], 1.0));
+        }
+    }
+
+    #[test]
     fn gradients_are_slopes() {
         check_differences(op(4, targets(9, 6)), &inputs([9, 4, 6], 1.0));
     }

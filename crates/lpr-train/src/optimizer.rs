@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use burn::module::Param;
 use burn::tensor::{Gradients, Tensor, TensorData};
-use lpr_kernels::{AdamW, Moments, squared_norm};
+use lpr_kernels::{AdamW, AdamWStep, Moments, squared_norm};
 use lpr_model::CausalLm;
 use lpr_model::parameters::{
     HostTensor, ParameterMapper, ParameterVisitor, TensorMap, map_parameters, parameter_shapes,
@@ -17,8 +17,21 @@ use crate::config::{DecayOn, OptimizerConfig};
 const STATE_SUFFIXES: [&str; 2] = [".exp_avg", ".exp_avg_sq"];
 
 /// The gradients of a step, summed over micro-batches, flat, by parameter name.
-#[derive(Debug, Default)]
-pub struct GradientSum(BTreeMap<String, Tensor<1>>);
+#[derive(Debug)]
+pub struct GradientSum {
+    tensors: BTreeMap<String, Tensor<1>>,
+    /// What all of them are multiplied by.
+    scale: f64,
+}
+
+impl Default for GradientSum {
+    fn default() -> Self {
+        Self {
+            tensors: BTreeMap::new(),
+            scale: 1.0,
+        }
+    }
+}
 
 impl GradientSum {
     /// Moves the gradients of `model` out of `gradients` and adds them.
@@ -30,11 +43,11 @@ impl GradientSum {
                     return;
                 };
                 let new = flat(new);
-                let sum = match self.0.0.remove(name) {
+                let sum = match self.0.tensors.remove(name) {
                     Some(sum) => sum + new,
                     None => new,
                 };
-                self.0.0.insert(name.to_owned(), sum);
+                self.0.tensors.insert(name.to_owned(), sum);
             }
         }
         visit_parameters(model, &mut Collect(self, gradients));
@@ -47,21 +60,17 @@ impl GradientSum {
 
     /// The Euclidean norm over the gradients of the parameters that `selects` picks by name.
     pub fn norm_where(&self, selects: impl Fn(&str) -> bool) -> f64 {
-        let selected = self.0.iter().filter(|(name, _)| selects(name));
-        selected
-            .map(|(_, gradient)| squared_norm(gradient))
-            .sum::<f64>()
-            .sqrt()
+        let selected = self.tensors.iter().filter(|(name, _)| selects(name));
+        let squares: f64 = selected.map(|(_, gradient)| squared_norm(gradient)).sum();
+        squares.sqrt() * self.scale
     }
 
-    /// Scales all gradients so that their norm, now `norm`, is at most `max_norm`; 0 turns clipping
+    /// Scales all gradients, when the optimizer reads them, so that their norm, now `norm`, is at most `max_norm`; 0 turns clipping
     /// off. The factor is `max_norm / (norm + 1e-6)`, as in PyTorch.
     pub fn clip(&mut self, norm: f64, max_norm: f64) {
         let factor = max_norm / (norm + 1e-6);
         if max_norm > 0.0 && factor < 1.0 {
-            for gradient in self.0.values_mut() {
-                *gradient = gradient.clone() * factor;
-            }
+            self.scale *= factor;
         }
     }
 
@@ -70,7 +79,8 @@ impl GradientSum {
         parameter_shapes(model)
             .into_iter()
             .filter_map(|(name, shape)| {
-                let mut tensor = HostTensor::from_tensor(self.0.get(&name)?.clone());
+                let mut tensor =
+                    HostTensor::from_tensor(self.tensors.get(&name)?.clone() * self.scale);
                 tensor.shape = shape;
                 Some((name, tensor))
             })
@@ -226,7 +236,7 @@ struct Update<'a> {
 
 impl ParameterMapper for Update<'_> {
     fn map<const D: usize>(&mut self, name: &str, value: Tensor<D>) -> Tensor<D> {
-        let Some(gradient) = self.gradients.0.remove(name) else {
+        let Some(gradient) = self.gradients.tensors.remove(name) else {
             return value;
         };
         let shape = value.dims();
@@ -236,14 +246,13 @@ impl ParameterMapper for Update<'_> {
             .moments
             .remove(name)
             .unwrap_or_else(|| Moments::zeros_like(&value));
-        let (value, moments) = optimizer.adamw.update(
-            value,
-            gradient,
-            moments,
-            self.learning_rate,
-            optimizer.decay(name, D),
-            optimizer.step,
-        );
+        let step = AdamWStep {
+            step: optimizer.step,
+            learning_rate: self.learning_rate,
+            weight_decay: optimizer.decay(name, D),
+            grad_scale: self.gradients.scale,
+        };
+        let (value, moments) = optimizer.adamw.update(value, gradient, moments, step);
         optimizer.moments.insert(name.to_owned(), moments);
         value.reshape(shape)
     }

@@ -9,6 +9,8 @@ const BLOCK: usize = 1 << 15;
 /// The scalars of one step.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Factors {
+    /// Of the gradient.
+    pub(crate) grad_scale: f64,
     /// `1 - learning_rate * weight_decay`
     pub(crate) decay: f64,
     /// `1 - beta1`
@@ -54,12 +56,13 @@ vector_loop! {
         exp_avg_sq: &mut [f32],
     ) {
         let c = |factor: f64| s.splat(factor as f32);
+        let grad_scale = c(factors.grad_scale);
         let (decay, eps) = (c(factors.decay), c(factors.eps));
         let (one_minus_beta1, beta2) = (c(factors.one_minus_beta1), c(factors.beta2));
         let (one_minus_beta2, step_size) = (c(factors.one_minus_beta2), c(factors.step_size));
         let root_correction2 = c(factors.root_correction2);
         for i in (0..param.len()).step_by(S::LANES) {
-            let (p, g) = (s.load(&param[i..]), s.load(&grad[i..]));
+            let (p, g) = (s.load(&param[i..]), s.mul(s.load(&grad[i..]), grad_scale));
             let (m, v) = (s.load(&exp_avg[i..]), s.load(&exp_avg_sq[i..]));
             let m = s.mul_add(s.sub(g, m), one_minus_beta1, m);
             let v = s.mul_add(s.mul(g, g), one_minus_beta2, s.mul(v, beta2));

@@ -22,6 +22,7 @@ mod simd;
 pub(crate) mod squared_norm;
 pub(crate) mod swiglu;
 pub(crate) mod tensor;
+pub(crate) mod top_k;
 pub(crate) mod visibility;
 
 pub(crate) use instruction_set::Level;

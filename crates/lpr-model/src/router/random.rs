@@ -44,7 +44,7 @@ impl Router for RandomRouter {
         let evaluation = LatentNoise::Stream(Stream::new(0).child("random router"));
         let noise = context.losses.map_or(&evaluation, |losses| &losses.noise);
         let lots = noise.layer(context.layer, [tokens, self.num_experts], &device);
-        let (chosen, expert_indices) = lots.clone().topk_with_indices(self.top_k, 1);
+        let (chosen, expert_indices) = lpr_kernels::top_k(lots.clone(), self.top_k);
         Routing {
             router_logits: lots,
             expert_indices,

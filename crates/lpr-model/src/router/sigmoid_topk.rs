@@ -13,7 +13,7 @@
 use burn::module::Module;
 use burn::module::Param;
 use burn::tensor::{IndexingUpdateOp, Int, Tensor, activation::sigmoid};
-use lpr_kernels::exact_linear;
+use lpr_kernels::{exact_linear, top_k};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -147,7 +147,7 @@ impl SigmoidTopkRouter {
         } else {
             choice
         };
-        choice.topk_with_indices(self.top_k, 1).1
+        top_k(choice, self.top_k).1
     }
 
     /// Minus infinity for all experts but those of the best groups.
@@ -157,7 +157,7 @@ impl SigmoidTopkRouter {
         let grouped = choice.reshape([tokens, self.n_group, size]);
         let best_two = grouped.clone().topk(size.min(2), 2).sum_dim(2);
         let best_two = best_two.reshape([tokens, self.n_group]);
-        let (values, groups) = best_two.clone().topk_with_indices(self.topk_group, 1);
+        let (values, groups) = top_k(best_two.clone(), self.topk_group);
         let kept =
             best_two
                 .zeros_like()

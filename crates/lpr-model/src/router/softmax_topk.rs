@@ -5,7 +5,7 @@
 
 use burn::module::{Module, Param};
 use burn::tensor::{Tensor, activation::softmax};
-use lpr_kernels::exact_linear;
+use lpr_kernels::{exact_linear, top_k};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -75,7 +75,7 @@ impl Router for SoftmaxTopkRouter {
     fn route(&self, hidden_states: Tensor<2>, _context: &RouteContext<'_>) -> Routing {
         let router_logits = exact_linear(hidden_states, self.weight.val(), None);
         let probabilities = softmax(router_logits.clone(), 1);
-        let (chosen, expert_indices) = probabilities.topk_with_indices(self.top_k, 1);
+        let (chosen, expert_indices) = top_k(probabilities, self.top_k);
         let routing_weights = if self.norm_topk_prob {
             chosen.clone() / chosen.sum_dim(1)
         } else {

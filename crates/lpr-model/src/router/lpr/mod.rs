@@ -186,7 +186,7 @@ impl Router for LprRouter {
             mean: scored.clone(),
             log_var: latent.log_var.clone(),
         });
-        let (chosen, expert_indices) = scores.clone().topk_with_indices(self.top_k, 1);
+        let (chosen, expert_indices) = lpr_kernels::top_k(scores.clone(), self.top_k);
 
         let (mut terms, mut prototype_sums) = (Vec::new(), None);
         if let (Some(losses), Some(sample)) = (context.losses, sample) {
