@@ -78,6 +78,10 @@ pub(crate) fn backward(level: Level, operands: Operands<'_>, grad: &[f32]) -> Gr
 }
 
 /// Mean and `1 / sqrt(variance + eps)` of a row.
+#[expect(
+    clippy::inline_always,
+    reason = "vector code must end up in the function that is compiled for its instructions"
+)]
 #[inline(always)]
 fn moments<S: Simd>(s: S, x: &[f32], eps: f32) -> (f32, f32) {
     let size = x.len() as f32;

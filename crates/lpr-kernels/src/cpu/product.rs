@@ -10,8 +10,12 @@
 //! ```
 //!
 //! each sum in the order of `k` (or of pairs of them, for 16-bit factors), whatever the position of
-//! the element. So a product may be cut along
-//! its rows and columns at will, and its elements stay the same bits.
+//! the element. So a product may be cut along its rows and columns at will, and its elements stay the
+//! same bits.
+#![expect(
+    clippy::inline_always,
+    reason = "vector code must end up in the function that is compiled for its instructions"
+)]
 
 #[cfg(target_arch = "x86_64")]
 use super::simd::Avx512;

@@ -36,7 +36,7 @@ pub(super) unsafe fn write_tile<S: Simd>(s: S, rows: usize, tile: Tile) {
             }
         };
     }
-    one_of!(1 2 3 4 5 6 7 8 9 10 11 12 13 14)
+    one_of!(1 2 3 4 5 6 7 8 9 10 11 12 13 14);
 }
 
 /// # Safety
