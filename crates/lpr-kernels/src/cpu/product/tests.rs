@@ -78,6 +78,11 @@ fn every_shape_and_layout_gives_the_product() {
     }
 }
 
+/// Some rows and columns of a matrix that has more.
+fn part(whole: Matrix<'_>) -> Matrix<'_> {
+    whole.rows(1..6).cols(3..39)
+}
+
 #[test]
 fn listed_rows_are_collected() {
     let data = Random::new(3).floats(5 * 40);
@@ -86,9 +91,8 @@ fn listed_rows_are_collected() {
         .iter()
         .flat_map(|&row| data[row * 40..(row + 1) * 40].to_vec())
         .collect();
-    let part = |whole: Matrix<'static>| whole.rows(1..6).cols(3..39);
-    let copy = part(Matrix::new(collected.leak(), listed.len(), 40));
-    let view = part(Matrix::listed(data.leak(), Box::leak(Box::new(listed)), 40));
+    let copy = part(Matrix::new(&collected, listed.len(), 40));
+    let view = part(Matrix::listed(&data, &listed, 40));
     for level in Level::available() {
         let product = |lhs: Matrix<'_>, rhs: Matrix<'_>| {
             let [rows, cols] = [lhs.dims()[0], rhs.dims()[1]];
