@@ -49,11 +49,6 @@ impl BenchRouter {
     }
 }
 
-/// The names of the shapes.
-pub fn names() -> impl Iterator<Item = &'static str> {
-    NAMED.iter().map(|(name, _)| *name)
-}
-
 /// The configuration of a named shape, whose router is the plain one unless another is asked for, or
 /// of a configuration file, whose router is its own unless another is asked for; likewise the
 /// precision, which is that of 32-bit floats for a named shape.
@@ -83,7 +78,7 @@ mod tests {
 
     #[test]
     fn every_name_is_a_valid_configuration_with_every_router() {
-        for name in names() {
+        for (name, _) in NAMED {
             for router in [None, Some(BenchRouter::Vanilla), Some(BenchRouter::Lpr)] {
                 let found =
                     config(name, router, None).unwrap_or_else(|error| panic!("{name}: {error}"));
