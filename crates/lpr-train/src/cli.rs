@@ -62,6 +62,8 @@ pub enum Command {
     Export(ExportArgs),
     /// Read a Hugging Face folder into a checkpoint of step 0.
     Import(ImportArgs),
+    /// Make a step again that was skipped because it was not finite, or its loss a spike.
+    Replay(ReplayArgs),
     /// What this build and machine can do; with --config, whether each balancer works.
     Doctor(DoctorArgs),
     /// Parameters and floating-point operations of a configuration's model; nothing is loaded.
@@ -242,6 +244,20 @@ pub struct ImportArgs {
     /// Tokens of the sample, 65536 if absent.
     #[arg(long, value_name = "N", requires = "router", value_parser = clap::value_parser!(u64).range(1..))]
     pub sample_tokens: Option<u64>,
+}
+
+/// Arguments of `replay`.
+#[derive(Clone, Debug, Args)]
+pub struct ReplayArgs {
+    /// The file in the folder `skipped` of the run.
+    #[arg(value_name = "FILE")]
+    pub file: PathBuf,
+    /// Folder of the checkpoint whose weights make the step; nothing is written to it.
+    #[arg(long, value_name = "DIR")]
+    pub checkpoint: PathBuf,
+    /// Print one JSON object.
+    #[arg(long)]
+    pub json: bool,
 }
 
 /// Arguments of `doctor`.

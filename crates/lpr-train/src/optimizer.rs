@@ -74,6 +74,50 @@ impl GradientSum {
         }
     }
 
+    /// The parameters whose gradient is not finite everywhere; those of experts, which are stacked,
+    /// with the index of the expert.
+    pub fn not_finite(&self, model: &CausalLm) -> Vec<String> {
+        let mut found = Vec::new();
+        for (name, shape) in parameter_shapes(model) {
+            let Some(gradient) = self.tensors.get(&name) else {
+                continue;
+            };
+            let experts = num_stacked(&name, &shape);
+            let values = HostTensor::from_tensor(gradient.clone()).values;
+            for (expert, part) in values.chunks((values.len() / experts).max(1)).enumerate() {
+                if part.iter().all(|value| value.is_finite()) {
+                    continue;
+                }
+                found.push(match experts {
+                    1 => name.clone(),
+                    _ => format!("{name}[{expert}]"),
+                });
+            }
+        }
+        found
+    }
+
+    /// Multiplies the gradient of the first parameter whose name contains `part`, or only that of
+    /// one expert in it, by `factor`.
+    pub fn spoil(&mut self, model: &CausalLm, part: &str, expert: Option<usize>, factor: f64) {
+        let shapes = parameter_shapes(model);
+        let Some((name, shape)) = shapes.iter().find(|(name, _)| name.contains(part)) else {
+            return;
+        };
+        let Some(gradient) = self.tensors.get_mut(name) else {
+            return;
+        };
+        let mut host = HostTensor::from_tensor(gradient.clone());
+        let size = host.values.len() / num_stacked(name, shape);
+        let values = host.values.chunks_mut(size.max(1));
+        let chosen = values.skip(expert.unwrap_or(0));
+        let chosen = chosen.take(expert.map_or(usize::MAX, |_| 1));
+        chosen.flatten().for_each(|value| *value *= factor as f32);
+        let length = host.values.len();
+        let data = TensorData::new(host.values, [length]);
+        *gradient = Tensor::from_data(data, &gradient.device());
+    }
+
     /// Copies the gradients to the host, in the shapes of `model`'s parameters.
     pub fn to_host(&self, model: &CausalLm) -> TensorMap {
         parameter_shapes(model)
@@ -85,6 +129,14 @@ impl GradientSum {
                 Some((name, tensor))
             })
             .collect()
+    }
+}
+
+/// How many experts a parameter is stacked of, 1 for any other.
+fn num_stacked(name: &str, shape: &[usize]) -> usize {
+    match (name.contains(".experts."), shape) {
+        (true, [experts, _, ..]) => *experts,
+        _ => 1,
     }
 }
 

@@ -6,6 +6,7 @@ use serde::{Serialize, Serializer};
 use serde_json::Value as Json;
 
 use crate::balance::{BalanceError, LoadCounts, LoadMetrics, LoadTracker};
+use crate::stability::StabilityTotals;
 
 /// The keys whose values depend on the machine and the hour. Everything else repeats exactly.
 pub const TIMING_KEYS: [&str; 4] = ["tok_s", "data_wait_ms", "step_time_ms", "wall_time"];
@@ -46,7 +47,10 @@ pub struct StepRecord {
     pub step_time_ms: f64,
     /// Seconds since 1970.
     pub wall_time: f64,
-    /// Expert load in the window since the last record.
+    /// Steps that were skipped, and why.
+    #[serde(flatten)]
+    pub stability: StabilityTotals,
+    /// Expert load of the steps that were applied since the last record.
     #[serde(flatten)]
     pub balance: BalanceRecord,
 }
@@ -286,6 +290,7 @@ mod tests {
             tok_s: 100.0,
             data_wait_ms: 0.5,
             step_time_ms: 20.0,
+            stability: StabilityTotals::default(),
             wall_time: 1.0,
             balance: BalanceRecord::new(&counts(), Some(&trackers)).expect("finite"),
         }
@@ -330,6 +335,10 @@ mod tests {
             "data_wait_ms",
             "step_time_ms",
             "wall_time",
+            "nonfinite_total",
+            "spikes_total",
+            "skipped_total",
+            "rollbacks_total",
             "gini",
             "min_max_ratio",
             "dead_experts",

@@ -64,6 +64,9 @@ pub trait Reporter {
     /// A step was done, whether logged or not.
     fn progress(&mut self, _step: u64) {}
 
+    /// The run went back to `step`; records of later steps no longer count.
+    fn rewind(&mut self, _step: u64) {}
+
     /// Why writing failed, once.
     fn take_failure(&mut self) -> Option<String> {
         None
@@ -114,6 +117,10 @@ impl Reporter for Reporters {
 
     fn progress(&mut self, step: u64) {
         self.each(|reporter| reporter.progress(step));
+    }
+
+    fn rewind(&mut self, step: u64) {
+        self.each(|reporter| reporter.rewind(step));
     }
 }
 

@@ -223,13 +223,13 @@ impl RunDir {
     /// # Errors
     /// [`RunDirError::Io`].
     pub fn open_metrics(&self, last_step: Option<u64>) -> Result<File, RunDirError> {
-        let path = self.path.join(METRICS_FILE);
-        truncate_metrics(&path, last_step).map_err(RunDirError::io(&path))?;
-        File::options()
-            .append(true)
-            .create(true)
-            .open(&path)
-            .map_err(RunDirError::io(&path))
+        let path = self.metrics();
+        reopen_metrics(&path, last_step).map_err(RunDirError::io(&path))
+    }
+
+    /// The path of `metrics.jsonl`.
+    pub fn metrics(&self) -> PathBuf {
+        self.path.join(METRICS_FILE)
     }
 
     /// Opens `log.txt` for appending.
@@ -364,6 +364,15 @@ fn write_owner(lock: &mut File, owner: &Owner) -> io::Result<()> {
     bytes.push(b'\n');
     lock.seek(SeekFrom::Start(0))?;
     lock.write_all(&bytes)
+}
+
+/// Opens `metrics.jsonl` for appending with its lines of steps up to `last_step`.
+///
+/// # Errors
+/// Those of the file system.
+pub fn reopen_metrics(path: &Path, last_step: Option<u64>) -> io::Result<File> {
+    truncate_metrics(path, last_step)?;
+    File::options().append(true).create(true).open(path)
 }
 
 fn truncate_metrics(path: &Path, last_step: Option<u64>) -> io::Result<()> {

@@ -20,6 +20,7 @@ use crate::idle::IdleExperts;
 use crate::load::LayerLoad;
 use crate::optimizer::Optimizer;
 use crate::record::EvalRecord;
+use crate::stability::Stability;
 use crate::weights_file;
 
 const MODEL_FILE: &str = "model.safetensors";
@@ -43,6 +44,9 @@ pub struct RunState {
     pub trackers: Vec<LoadTracker>,
     /// How long experts have been without a token.
     pub idle: IdleExperts,
+    /// The last losses, and what was done about steps out of line.
+    #[serde(default)]
+    pub stability: Stability,
     /// The first evaluation of the run.
     pub first_evaluation: Option<EvalPoint>,
     /// The newest evaluation of the run.
@@ -74,6 +78,7 @@ impl RunState {
             window: vec![LoadCounts::new(experts); layers],
             trackers: vec![LoadTracker::new(experts); layers],
             idle: IdleExperts::new(layers, experts),
+            stability: Stability::default(),
             first_evaluation: None,
             last_evaluation: None,
         }
@@ -205,7 +210,7 @@ pub fn load_model(
     with_parameter_values(model, read_tensors(&path)?).map_err(|error| misfit(path, &error))
 }
 
-/// The optimizer of a checkpoint, for its `model`.
+/// The optimizer of a checkpoint, for its `model` and `state`.
 ///
 /// # Errors
 /// If its state cannot be read or does not fit the model.
@@ -213,10 +218,12 @@ pub fn load_optimizer(
     checkpoint: &Checkpoint,
     config: &RunConfig,
     model: &CausalLm,
+    state: &RunState,
 ) -> Result<Optimizer, TrainError> {
     let path = checkpoint.file(OPTIMIZER_FILE)?;
+    let num_updates = state.stability.num_updates(state.step);
     Optimizer::new(&config.optimizer)
-        .with_state(model, checkpoint.step(), read_tensors(&path)?)
+        .with_state(model, num_updates, read_tensors(&path)?)
         .map_err(|error| misfit(path, &error))
 }
 

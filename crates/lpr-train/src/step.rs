@@ -12,6 +12,7 @@ use crate::batch::MicroBatch;
 use crate::load::{DeviceLoad, LayerLoad};
 use crate::objective::objective;
 use crate::optimizer::{GradientSum, Optimizer};
+use crate::spoil;
 
 /// What a step needs besides the model, the optimizer and the data.
 #[derive(Debug, Clone)]
@@ -22,6 +23,8 @@ pub struct StepPlan {
     pub max_grad_norm: f64,
     /// Noise of every micro-batch's router.
     pub noise: Vec<LatentNoise>,
+    /// The update is applied unless the cross-entropy exceeds this.
+    pub max_loss: f64,
 }
 
 impl StepPlan {
@@ -52,29 +55,63 @@ pub struct StepReport {
     pub loads: Vec<Vec<LayerLoad>>,
 }
 
-/// The update was not applied.
+/// A step whose update was not applied.
+#[derive(Debug)]
+pub struct NotApplied {
+    /// The weights as they were before.
+    pub model: CausalLm,
+    /// What the step would have been.
+    pub report: StepReport,
+    /// Why.
+    pub reason: Reason,
+}
+
+/// Why an update was not applied.
 #[derive(Debug, Clone, PartialEq, Error)]
-#[error(
-    "the step is not finite: loss {loss}, gradient norm {grad_norm}; the weights were left as they were"
-)]
-pub struct NotFinite {
-    /// The objective.
-    pub loss: f64,
-    /// The global gradient norm.
-    pub grad_norm: f64,
+pub enum Reason {
+    /// Something that must be a number is none.
+    #[error(
+        "it is not finite: loss {loss}, gradient norm {grad_norm}{}",
+        list(gradients)
+    )]
+    NotFinite {
+        /// The objective.
+        loss: f64,
+        /// The global gradient norm.
+        grad_norm: f64,
+        /// Parameters with such a gradient.
+        gradients: Vec<String>,
+    },
+    /// The loss is larger than the plan allows.
+    #[error("its loss of {loss:.4} is more than {max_loss:.4}")]
+    TooLarge {
+        /// Cross-entropy.
+        loss: f64,
+        /// See [`StepPlan::max_loss`].
+        max_loss: f64,
+    },
+}
+
+fn list(gradients: &[String]) -> String {
+    match gradients {
+        [] => String::new(),
+        [first] => format!(" (gradient of {first})"),
+        [first, rest @ ..] => format!(" (gradients of {first} and {} more)", rest.len()),
+    }
 }
 
 /// Forward and backward over all micro-batches, clip, AdamW.
 ///
 /// # Errors
-/// If the loss or the gradient norm is not finite; the update is then not applied.
+/// If the loss or the gradient norm is not finite, or the loss exceeds `plan.max_loss`; the update is
+/// then not applied.
 pub fn train_step(
     model: CausalLm,
     optimizer: &mut Optimizer,
     router: &RouterConfig,
     micro_batches: &[MicroBatch],
     plan: &StepPlan,
-) -> Result<(CausalLm, StepReport), NotFinite> {
+) -> Result<(CausalLm, StepReport), Box<NotApplied>> {
     let step_targets = micro_batches.iter().map(|b| b.num_targets).sum();
     let mut gradients = GradientSum::default();
     let mut results = Vec::with_capacity(micro_batches.len());
@@ -88,6 +125,7 @@ pub fn train_step(
         let forward = span("forward");
         let output = model.forward(&batch.input, Some(&context));
         let cross_entropy = model.cross_entropy_sum(output.hidden_states, batch.targets.clone());
+        let cross_entropy = spoil::loss(cross_entropy);
         let router_losses = router.losses(&output.routings, &context);
         let loss = objective(
             cross_entropy.clone(),
@@ -108,20 +146,42 @@ pub fn train_step(
         ));
     }
     let after = span("clip and update");
+    spoil::gradients(&mut gradients, &model);
     let grad_norm = gradients.global_norm();
     let report = StepReport::read(results, micro_batches, step_targets, grad_norm);
-    if !(report.loss_total.is_finite() && grad_norm.is_finite()) {
-        return Err(NotFinite {
-            loss: report.loss_total,
-            grad_norm,
-        });
+    if let Some(reason) = refusal(&report, plan, || gradients.not_finite(&model)) {
+        return Err(Box::new(NotApplied {
+            model,
+            report,
+            reason,
+        }));
     }
     gradients.clip(grad_norm, plan.max_grad_norm);
     let model = optimizer
         .update(model, gradients, plan.learning_rate)
         .after_step(&statistics);
     drop(after);
-    Ok((model, report))
+    Ok((spoil::weights(model), report))
+}
+
+/// Why an update must not be applied, if so.
+fn refusal(
+    report: &StepReport,
+    plan: &StepPlan,
+    nonfinite_gradients: impl FnOnce() -> Vec<String>,
+) -> Option<Reason> {
+    let (loss, grad_norm) = (report.loss_total, report.grad_norm);
+    if !(loss.is_finite() && grad_norm.is_finite()) {
+        return Some(Reason::NotFinite {
+            loss,
+            grad_norm,
+            gradients: nonfinite_gradients(),
+        });
+    }
+    (report.loss_ce > plan.max_loss).then_some(Reason::TooLarge {
+        loss: report.loss_ce,
+        max_loss: plan.max_loss,
+    })
 }
 
 /// Where the whole step sends its tokens, for the losses of each micro-batch; empty when the router

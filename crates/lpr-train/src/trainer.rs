@@ -22,7 +22,10 @@ use crate::report::{Level, Reporter};
 use crate::schedule::Schedule;
 use crate::session::{self, RunState};
 use crate::signals::StopRequest;
+use crate::spoil;
 use crate::step::{StepPlan, StepReport, train_step};
+
+mod unstable;
 
 /// Everything a run works with, apart from the model, which every step replaces.
 pub struct Trainer<'a> {
@@ -91,7 +94,10 @@ impl Trainer<'_> {
             if evaluates && !self.evaluate(&model)? {
                 return self.stop_early(&model, saved_at);
             }
-            let is_due = is_last || is_due(step, self.config.checkpoint.every_steps);
+            // Weights that steps are being skipped with are nothing to go back to.
+            let is_due =
+                is_due(step, self.config.checkpoint.every_steps) && self.state.stability.is_sound();
+            let is_due = is_last || is_due;
             if is_due && (saved_at != step || evaluates) {
                 self.save(&model)?;
                 saved_at = step;
@@ -120,6 +126,10 @@ impl Trainer<'_> {
             window.data_wait += wait.elapsed();
             let (next, report) = self.step(model, &batches, &schedule)?;
             model = next;
+            let Some(report) = report else {
+                saved_at = self.state.step;
+                continue;
+            };
             window.steps += 1;
             window.tokens += report.num_tokens;
 
@@ -165,12 +175,13 @@ impl Trainer<'_> {
         }
     }
 
+    /// The model after a step and what it did; nothing if the run went back to a checkpoint.
     fn step(
         &mut self,
         model: CausalLm,
         batches: &[TokenBatch],
         schedule: &Schedule,
-    ) -> Result<(CausalLm, StepReport), TrainError> {
+    ) -> Result<(CausalLm, Option<StepReport>), TrainError> {
         let step = self.state.step;
         let is_logged = self.is_logged(step + 1);
         let found = (self.watch).before_step(&model, step, batches, &self.device, is_logged)?;
@@ -181,29 +192,36 @@ impl Trainer<'_> {
             .iter()
             .map(|batch| MicroBatch::new(batch, &self.device))
             .collect();
+        let stability = &self.config.stability;
         let plan = StepPlan {
-            learning_rate: schedule.learning_rate(step),
+            learning_rate: spoil::learning_rate(schedule.learning_rate(step)),
             max_grad_norm: self.config.optimizer.max_grad_norm,
             noise: StepPlan::noise(self.config.train.seed, step, micro_batches.len()),
+            max_loss: self.state.stability.max_loss(stability),
         };
         let router = &self.config.router;
-        let (model, report) = train_step(model, &mut self.optimizer, router, &micro_batches, &plan)
-            .map_err(|not_finite| TrainError::Diverged {
-                step: step + 1,
-                reason: not_finite.to_string(),
-            })?;
+        let stepped = train_step(model, &mut self.optimizer, router, &micro_batches, &plan);
+        let (model, report) = match stepped {
+            Ok(done) => done,
+            Err(refused) => return self.refuse(*refused, batches, &plan),
+        };
         check_counts(
             &micro_batches,
             &report,
             self.config.model.decoder().moe.top_k,
         )?;
         (self.watch).after_step(&model, step + 1, plan.learning_rate, &report)?;
+        if self.state.stability.is_spike(stability, report.loss_ce) {
+            let words = self.spike_in_words(report.loss_ce);
+            self.say(Level::Warning, &format!("step {}: {words}", step + 1));
+        }
+        self.state.stability.applied(stability, report.loss_ce);
         self.state.add_loads(&report.loads);
         self.state.step += 1;
         if let Some(last) = batches.last() {
             self.state.data = last.position.clone();
         }
-        Ok((model, report))
+        Ok((model, Some(report)))
     }
 
     fn log(&mut self, report: &StepReport, lr: f64, window: &Window) -> Result<(), TrainError> {
@@ -227,6 +245,7 @@ impl Trainer<'_> {
             data_wait_ms: window.data_wait.as_secs_f64() * 1e3 / steps,
             step_time_ms: seconds * 1e3 / steps,
             wall_time: clock::now(),
+            stability: state.stability.totals(),
             balance: BalanceRecord::new(&state.window, Some(&state.trackers))?,
         };
         state.window.iter_mut().for_each(LoadCounts::reset);

@@ -33,11 +33,15 @@ impl View for Floats<'_> {
 /// Writes `tensors` to a new file at `path`.
 ///
 /// # Errors
-/// If the file cannot be written.
+/// If the file cannot be written, or a value is not finite; then there is no file.
 pub fn write<'a>(
     path: &Path,
     tensors: impl IntoIterator<Item = (&'a String, &'a HostTensor)>,
 ) -> io::Result<()> {
+    let tensors: Vec<_> = tensors.into_iter().collect();
+    tensors
+        .iter()
+        .try_for_each(|(name, tensor)| check_finite(name, tensor))?;
     let views = tensors
         .into_iter()
         .map(|(name, tensor)| (name, Floats(tensor)));
@@ -45,12 +49,26 @@ pub fn write<'a>(
     safetensors::serialize_to_file(views, Some(metadata), path).map_err(io::Error::other)
 }
 
+fn check_finite(name: &str, tensor: &HostTensor) -> io::Result<()> {
+    let Some(at) = tensor.values.iter().position(|value| !value.is_finite()) else {
+        return Ok(());
+    };
+    let value = tensor.values[at];
+    Err(invalid(format!(
+        "value {at} of `{name}` is {value}, which is no weight"
+    )))
+}
+
+fn invalid(text: String) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, text)
+}
+
 /// Reads all arrays of the file at `path`; they must be 32-bit floats.
 ///
 /// # Errors
-/// If the file cannot be read, is not a safetensors file, or holds another type of number.
+/// If the file cannot be read, is not a safetensors file, or holds another type of number or one that
+/// is not finite.
 pub fn read(path: &Path) -> io::Result<TensorMap> {
-    let invalid = |text: String| io::Error::new(io::ErrorKind::InvalidData, text);
     let bytes = std::fs::read(path)?;
     let file = SafeTensors::deserialize(&bytes).map_err(|e| invalid(e.to_string()))?;
     file.iter()
@@ -71,6 +89,7 @@ pub fn read(path: &Path) -> io::Result<TensorMap> {
                     .map(|b| f32::from_le_bytes(*b))
                     .collect(),
             };
+            check_finite(name, &tensor)?;
             Ok((name.to_owned(), tensor))
         })
         .collect()
@@ -110,5 +129,26 @@ mod tests {
         std::fs::write(&path, b"not a tensor in sight").expect("writes");
         let error = read(&path).expect_err("garbage");
         assert_eq!(error.kind(), io::ErrorKind::InvalidData);
+    }
+
+    #[test]
+    fn numbers_that_are_no_weights_are_neither_written_nor_read() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("w.safetensors");
+        for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+            let tensor = HostTensor {
+                shape: vec![2],
+                values: vec![1.0, bad],
+            };
+            let tensors: TensorMap = [("a.b".to_owned(), tensor)].into();
+            let error = write(&path, &tensors).expect_err("refused").to_string();
+            assert!(error.contains("value 1 of `a.b`"), "{error}");
+            assert!(!path.exists());
+            let views = tensors.iter().map(|(name, tensor)| (name, Floats(tensor)));
+            safetensors::serialize_to_file(views, None, &path).expect("written");
+            let error = read(&path).expect_err("refused").to_string();
+            assert!(error.contains("value 1 of `a.b`"), "{error}");
+            std::fs::remove_file(&path).expect("removed");
+        }
     }
 }

@@ -120,6 +120,7 @@ fn step_on(router: &RouterConfig, rows: usize, packing: Packing) -> (CausalLm, S
         learning_rate: 1e-3,
         max_grad_norm: 1.0,
         noise: noise(rows),
+        max_loss: f64::INFINITY,
     };
     let batches = batches(rows, packing);
     train_step(model, &mut optimizer, router, &batches, &plan).unwrap()

@@ -104,6 +104,7 @@ impl Setup {
             learning_rate,
             max_grad_norm: 1.0,
             noise: StepPlan::noise(1, 0, 2),
+            max_loss: f64::INFINITY,
         };
         let mut optimizer = Optimizer::new(&self.config.optimizer);
         let router = &self.config.router;

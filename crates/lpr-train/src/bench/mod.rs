@@ -131,13 +131,14 @@ fn train(
         learning_rate: config.optimizer.learning_rate * rise,
         max_grad_norm: config.optimizer.max_grad_norm,
         noise: StepPlan::noise(config.train.seed, step, 1),
+        max_loss: f64::INFINITY,
     };
     let batches = std::slice::from_ref(batch);
     let (model, report) =
-        train_step(model, optimizer, &config.router, batches, &plan).map_err(|not_finite| {
+        train_step(model, optimizer, &config.router, batches, &plan).map_err(|refused| {
             TrainError::Diverged {
                 step: step + 1,
-                reason: not_finite.to_string(),
+                reason: refused.reason.to_string(),
             }
         })?;
     Ok((model, report.loss_ce))

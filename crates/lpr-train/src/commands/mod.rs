@@ -8,7 +8,8 @@ pub mod estimate;
 pub mod eval;
 pub mod export;
 pub mod import;
-pub mod train;
+pub mod replay;
+mod train;
 
 use crate::cli::{Cli, Command};
 use crate::error::{Outcome, TrainError};
@@ -25,6 +26,7 @@ pub fn run(cli: Cli) -> Result<Outcome, TrainError> {
         Command::Bench(args) => bench::run(&args),
         Command::Export(args) => export::run(&args),
         Command::Import(args) => import::run(&args),
+        Command::Replay(args) => replay::run(&args),
         Command::Doctor(args) => doctor::run(&args),
         Command::Estimate(args) => estimate::run(&args),
         Command::Data(command) => data::run(&command),

@@ -59,7 +59,7 @@ pub fn run(args: &TrainArgs, verbosity: Verbosity) -> Result<Outcome, TrainError
     let autodiff = device.clone().autodiff();
     let (model, optimizer) = if let Some(checkpoint) = &checkpoint {
         let model = session::load_model(checkpoint, &config, &autodiff)?;
-        let optimizer = session::load_optimizer(checkpoint, &config, &model)?;
+        let optimizer = session::load_optimizer(checkpoint, &config, &model, &state)?;
         (model, optimizer)
     } else {
         let model = session::initial_model(&config, &autodiff);
@@ -191,7 +191,7 @@ fn reporters(
             last_step.unwrap_or(0),
             total_steps,
         )),
-        Box::new(JsonLines::new(metrics)),
+        Box::new(JsonLines::new(run_dir.metrics(), metrics)),
         Box::new(TextLog::new(log)),
     ]))
 }

@@ -47,7 +47,7 @@ impl Differences {
 }
 
 /// Sections (with a dot at the end) and keys that may change.
-const NOTED: [&str; 16] = [
+const NOTED: [&str; 17] = [
     "optimizer.learning_rate",
     "optimizer.weight_decay",
     "optimizer.max_grad_norm",
@@ -57,6 +57,7 @@ const NOTED: [&str; 16] = [
     "train.device",
     "train.precision",
     "train.run_dir",
+    "stability.",
     "checkpoint.",
     "eval.",
     "log.",

@@ -12,6 +12,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::schedule::ScheduleConfig;
+use crate::stability::StabilityConfig;
 
 mod compare;
 mod layers;
@@ -46,6 +47,9 @@ pub struct RunConfig {
     /// Length of the run, batches, seed, device.
     #[serde(default)]
     pub train: TrainConfig,
+    /// What to do about steps that are not finite and losses that jump.
+    #[serde(default)]
+    pub stability: StabilityConfig,
     /// When to save and how many checkpoints to keep.
     #[serde(default)]
     pub checkpoint: CheckpointConfig,
@@ -164,7 +168,7 @@ impl Default for TrainConfig {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct CheckpointConfig {
-    /// Save every so many steps; 0 saves only at the end.
+    /// Save every so many steps, but not after one that was skipped; 0 saves only at the end.
     pub every_steps: u64,
     /// How many of the newest checkpoints to keep.
     #[schemars(range(min = 1, max = 1_000_000))]

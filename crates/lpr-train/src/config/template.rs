@@ -32,13 +32,14 @@ total_steps = 200
 "#;
 
 /// The order in which the sections are written.
-const SECTIONS: [&str; 9] = [
+const SECTIONS: [&str; 10] = [
     "model",
     "router",
     "data",
     "optimizer",
     "schedule",
     "train",
+    "stability",
     "checkpoint",
     "eval",
     "log",

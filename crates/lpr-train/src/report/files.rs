@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::io::Write;
+use std::path::PathBuf;
 
 use serde::Serialize;
 
@@ -9,7 +10,7 @@ use super::{Level, Reporter, evaluation_summary, step_summary};
 use crate::clock;
 use crate::config::hide_tokens;
 use crate::record::{EvalRecord, StepRecord};
-use crate::run_dir::{LOG_FILE, METRICS_FILE};
+use crate::run_dir::{LOG_FILE, METRICS_FILE, reopen_metrics};
 
 /// A file that gets whole lines or nothing, and remembers its first failure.
 struct LineFile {
@@ -51,13 +52,15 @@ impl LineFile {
 
 /// `metrics.jsonl`: one JSON object per logged step and per evaluation.
 pub struct JsonLines {
+    path: PathBuf,
     lines: LineFile,
 }
 
 impl JsonLines {
-    /// Appends to `file`, which was opened for appending.
-    pub fn new(file: File) -> Self {
+    /// Appends to `file` at `path`, which was opened for appending.
+    pub fn new(path: PathBuf, file: File) -> Self {
         Self {
+            path,
             lines: LineFile::new(METRICS_FILE, file),
         }
     }
@@ -80,6 +83,17 @@ impl Reporter for JsonLines {
     }
 
     fn message(&mut self, _level: Level, _text: &str) {}
+
+    fn rewind(&mut self, step: u64) {
+        match reopen_metrics(&self.path, Some(step)) {
+            Ok(file) => self.lines.file = file,
+            Err(error) => {
+                self.lines.failure = Some(format!(
+                    "cannot take the lines after step {step} out of {METRICS_FILE}: {error}"
+                ));
+            }
+        }
+    }
 
     fn take_failure(&mut self) -> Option<String> {
         self.lines.failure.take()

@@ -3,6 +3,7 @@ use std::sync::{Arc, Mutex};
 
 use super::*;
 use crate::record::{BalanceRecord, EvalSummary};
+use crate::stability::StabilityTotals;
 
 fn step(step: u64) -> StepRecord {
     StepRecord {
@@ -17,6 +18,7 @@ fn step(step: u64) -> StepRecord {
         tok_s: 1234.4,
         data_wait_ms: 0.0,
         step_time_ms: 1.0,
+        stability: StabilityTotals::default(),
         wall_time: 0.0,
         balance: BalanceRecord {
             gini: 0.5,
@@ -137,7 +139,10 @@ fn the_metrics_file_gets_one_object_per_record_and_the_log_gets_words() {
             .open(folder.path().join(name))
             .expect("opened")
     };
-    let (metrics, log) = (JsonLines::new(open("m")), TextLog::new(open("l")));
+    let (metrics, log) = (
+        JsonLines::new(folder.path().join("m"), open("m")),
+        TextLog::new(open("l")),
+    );
     tell_everything(&mut Reporters::new(vec![Box::new(metrics), Box::new(log)]));
     let text = fs::read_to_string(folder.path().join("m")).expect("readable");
     let lines: Vec<serde_json::Value> = text
@@ -163,8 +168,10 @@ fn a_file_that_cannot_be_written_gives_one_warning_to_the_others() {
     let read_only = File::open(&path).expect("opened");
     let out = Shared::default();
     let console = Console::to(Box::new(out.clone()), Verbosity::Quiet, 0, 4);
-    let mut reporters =
-        Reporters::new(vec![Box::new(JsonLines::new(read_only)), Box::new(console)]);
+    let mut reporters = Reporters::new(vec![
+        Box::new(JsonLines::new("m".into(), read_only)),
+        Box::new(console),
+    ]);
     for number in 1..4 {
         reporters.step(&step(number));
     }

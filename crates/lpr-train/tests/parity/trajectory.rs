@@ -105,6 +105,7 @@ fn train(golden: &Golden, folder: &str) -> (TensorMap, Vec<(StepReport, f64)>) {
             learning_rate: schedule.learning_rate(step as u64),
             max_grad_norm: settings.max_grad_norm,
             noise: micro_steps.map(noise).collect(),
+            max_loss: f64::INFINITY,
         };
         let (next, report) = train_step(model, &mut optimizer, &router, &batches, &plan).unwrap();
         model = next;
