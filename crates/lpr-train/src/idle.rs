@@ -25,6 +25,12 @@ impl IdleExperts {
         }
     }
 
+    /// Whether it is for so many layers and experts.
+    pub fn fits(&self, num_layers: usize, num_experts: usize) -> bool {
+        [self.steps.len(), self.reported.len()] == [num_layers; 2]
+            && self.steps.iter().all(|steps| steps.len() == num_experts)
+    }
+
     /// Takes in one step: the loads of every micro-batch and layer.
     pub fn add_step(&mut self, micro_batches: &[Vec<LayerLoad>]) {
         for (layer, experts) in self.steps.iter_mut().enumerate() {

@@ -19,6 +19,7 @@ pub mod idle;
 pub mod liveness;
 pub mod load;
 pub mod logits_file;
+pub mod memory;
 pub mod new_folder;
 pub mod objective;
 pub mod optimizer;

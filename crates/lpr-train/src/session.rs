@@ -7,6 +7,7 @@ use burn::tensor::Device;
 use lpr_data::{DataConfig, DataLoader, DataPosition, Split, Tokenizer};
 use lpr_kernels::{ProductPrecision, has_bf16_products, set_product_precision};
 use lpr_model::CausalLm;
+use lpr_model::estimate::estimate;
 use lpr_model::parameters::{
     ParameterMismatch, TensorMap, parameter_values, with_parameter_values,
 };
@@ -18,12 +19,15 @@ use crate::config::{Precision, RunConfig};
 use crate::error::TrainError;
 use crate::idle::IdleExperts;
 use crate::load::LayerLoad;
+use crate::memory::{self, LeastMemory};
 use crate::optimizer::Optimizer;
 use crate::record::EvalRecord;
 use crate::stability::Stability;
 use crate::weights_file;
 
 const MODEL_FILE: &str = "model.safetensors";
+/// The devices of this build, as configurations name them.
+pub const DEVICES: [&str; 1] = ["cpu"];
 const OPTIMIZER_FILE: &str = "optimizer.safetensors";
 /// The configuration in a checkpoint.
 pub const CONFIG_FILE: &str = "config.toml";
@@ -82,6 +86,19 @@ impl RunState {
             first_evaluation: None,
             last_evaluation: None,
         }
+    }
+
+    /// Whether the lists have the lengths that the model of `config` needs.
+    fn fits(&self, config: &RunConfig) -> bool {
+        let decoder = config.model.decoder();
+        let (layers, experts) = (decoder.num_moe_layers(), decoder.moe.num_experts);
+        let counts = |c: &LoadCounts| [c.with_padding.len(), c.without_padding.len()];
+        let loads = |t: &LoadTracker| [t.hard.len(), t.soft.len()];
+        self.window.len() == layers
+            && self.window.iter().all(|c| counts(c) == [experts; 2])
+            && self.trackers.len() == layers
+            && self.trackers.iter().all(|t| loads(t) == [experts; 2])
+            && self.idle.fits(layers, experts)
     }
 
     /// Remembers an evaluation.
@@ -161,8 +178,11 @@ pub fn open_device(config: &RunConfig) -> Result<Device, TrainError> {
         device: config.train.device.clone(),
         reason: reason.to_owned(),
     };
-    if config.train.device != "cpu" {
-        return Err(refused("this build has only \"cpu\""));
+    if !DEVICES.contains(&config.train.device.as_str()) {
+        return Err(refused(
+            "it is not compiled into this build; --device cpu (or train.device = \"cpu\") computes \
+             on the CPU",
+        ));
     }
     set_product_precision(match config.train.precision {
         Precision::F32 => ProductPrecision::F32,
@@ -175,6 +195,23 @@ pub fn open_device(config: &RunConfig) -> Result<Device, TrainError> {
         }
     });
     Ok(Device::flex())
+}
+
+/// Refuses a config whose training cannot fit into memory, before anything large is made.
+///
+/// # Errors
+/// With the estimate, what there is, and what to change.
+pub fn check_memory(config: &RunConfig) -> Result<(), TrainError> {
+    let length = config.data.sequence_length;
+    let model = estimate(&config.model.decoder(), &config.router, length);
+    let least = LeastMemory::new(config, &model);
+    let refusal = memory::available().and_then(|available| least.refusal(available, config));
+    refusal.map_or(Ok(()), |reason| {
+        Err(TrainError::Device {
+            device: config.train.device.clone(),
+            reason,
+        })
+    })
 }
 
 /// A model with the initial weights of a config, on `device`, which may have autodiff.
@@ -194,6 +231,26 @@ pub fn initial_model(config: &RunConfig, device: &Device) -> CausalLm {
 pub fn checkpoint_config(checkpoint: &Checkpoint) -> Result<RunConfig, TrainError> {
     let path = checkpoint.file(CONFIG_FILE)?;
     Ok(RunConfig::load(&[path], &[])?)
+}
+
+/// Refuses a state that does not belong to its checkpoint or to `config`, whoever wrote it.
+///
+/// # Errors
+/// If it is of another step or of a model of another shape.
+pub fn check_state(
+    checkpoint: &Checkpoint,
+    state: &RunState,
+    config: &RunConfig,
+) -> Result<(), TrainError> {
+    let reason = if state.step != checkpoint.step() {
+        format!("its state is that of step {}", state.step)
+    } else if !state.fits(config) {
+        "its state is that of a model with other layers or experts".to_owned()
+    } else {
+        return Ok(());
+    };
+    let path = checkpoint.path().to_path_buf();
+    Err(CheckpointError::Invalid { path, reason }.into())
 }
 
 /// The model of a checkpoint, on `device`, which may have autodiff.

@@ -8,8 +8,10 @@ use serde::Serialize;
 use super::config;
 use crate::batch::MicroBatch;
 use crate::cli::DoctorArgs;
+use crate::config::DEVICE_NAMES;
 use crate::error::{Outcome, TrainError};
 use crate::liveness::{Liveness, Strictness, probe_rows};
+use crate::memory;
 use crate::report::print_result;
 use crate::session;
 use crate::step::StepPlan;
@@ -18,7 +20,11 @@ use crate::step::StepPlan;
 #[derive(Debug, Serialize)]
 struct Findings {
     version: &'static str,
-    devices: Vec<&'static str>,
+    devices: [&'static str; session::DEVICES.len()],
+    /// What configurations may name and this build does not have.
+    not_compiled_in: Vec<&'static str>,
+    /// Memory that can be had, in bytes; absent where the system does not tell.
+    available_memory: Option<u64>,
     cpu_kernels: String,
     cpu_threads: usize,
     /// Present with `--config`.
@@ -38,7 +44,12 @@ pub fn run(args: &DoctorArgs) -> Result<Outcome, TrainError> {
     };
     let findings = Findings {
         version: env!("CARGO_PKG_VERSION"),
-        devices: vec!["cpu"],
+        devices: session::DEVICES,
+        not_compiled_in: DEVICE_NAMES
+            .into_iter()
+            .filter(|name| !session::DEVICES.contains(name))
+            .collect(),
+        available_memory: memory::available(),
         cpu_kernels: format!("{:?}", lpr_kernels::instruction_set()),
         cpu_threads: std::thread::available_parallelism().map_or(1, usize::from),
         balancers,
@@ -79,9 +90,11 @@ fn probe_balancers(args: &DoctorArgs) -> Result<Liveness, TrainError> {
 
 fn table(findings: &Findings) -> String {
     let mut text = format!(
-        "lpr-train {}\ndevices      {}\ncpu kernels  {} on {} threads",
+        "lpr-train {}\ndevices      {}; not compiled in: {}\nmemory       {}\ncpu kernels  {} on {} threads",
         findings.version,
         findings.devices.join(", "),
+        findings.not_compiled_in.join(", "),
+        (findings.available_memory).map_or_else(|| "unknown".to_owned(), memory::gib),
         findings.cpu_kernels,
         findings.cpu_threads
     );

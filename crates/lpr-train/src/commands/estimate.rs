@@ -7,6 +7,7 @@ use lpr_model::estimate::{Estimate, estimate};
 use super::config;
 use crate::cli::EstimateArgs;
 use crate::error::{Outcome, TrainError};
+use crate::memory::{LeastMemory, gib};
 use crate::report::print_result;
 
 /// Runs the command.
@@ -17,11 +18,18 @@ pub fn run(args: &EstimateArgs) -> Result<Outcome, TrainError> {
     let config = config::load(&args.config.config, &args.config.overrides)?;
     let length = config.data.sequence_length;
     let found = estimate(&config.model.decoder(), &config.router, length);
+    let memory = LeastMemory::new(&config, &found);
     let text = if args.json {
-        format!("{:#}", serde_json::json!(found))
+        let mut json = serde_json::json!(found);
+        json["least_memory"] = serde_json::json!(memory);
+        format!("{json:#}")
     } else {
         let (family, router) = (config.model.name(), config.router.name());
-        format!("{family} with the {router} router\n{}", table(&found))
+        let memory = gib(memory.total());
+        format!(
+            "{family} with the {router} router\n{}\ntraining takes at least {memory} of memory",
+            table(&found)
+        )
     };
     print_result(&text).map_err(TrainError::Output)?;
     Ok(Outcome::Done)

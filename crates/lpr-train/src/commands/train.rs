@@ -32,6 +32,7 @@ pub fn run(args: &TrainArgs, verbosity: Verbosity) -> Result<Outcome, TrainError
     }
     let stop = StopRequest::on_signals().map_err(TrainError::Signals)?;
     let device = session::open_device(&config)?;
+    session::check_memory(&config)?;
     let tokenizer = session::open_tokenizer(&config)?;
     let run_dir = RunDir::open(config.run_dir(), args.resume() != Resume::No)?;
     let mut notes: Vec<(Level, String)> = Vec::new();
@@ -45,6 +46,9 @@ pub fn run(args: &TrainArgs, verbosity: Verbosity) -> Result<Outcome, TrainError
     let saved: Option<RunState> = checkpoint.as_ref().map(Checkpoint::state).transpose()?;
     if let Some(checkpoint) = &checkpoint {
         compare_configs(checkpoint, &config, &mut notes)?;
+        if let Some(state) = &saved {
+            session::check_state(checkpoint, state, &config)?;
+        }
     }
     let start = saved
         .as_ref()

@@ -26,6 +26,7 @@ mod value;
 
 pub use compare::{Difference, Differences, resume_differences};
 pub use problem::{ConfigErrors, Place, Problem, hide_tokens};
+pub use rules::DEVICE_NAMES;
 pub use template::template;
 
 /// Everything that decides what a run computes and where it writes.

@@ -111,11 +111,14 @@ fn train(train: &TrainConfig) -> Vec<ConfigProblem> {
     problems
 }
 
+/// Where a configuration may ask to compute; a number may follow the last.
+pub const DEVICE_NAMES: [&str; 3] = ["cpu", "wgpu", "cuda"];
+
 fn is_device(name: &str) -> bool {
     let number = |text: &str| {
         !text.is_empty() && text.len() <= 4 && text.bytes().all(|byte| byte.is_ascii_digit())
     };
-    matches!(name, "cpu" | "wgpu" | "cuda") || name.strip_prefix("cuda:").is_some_and(number)
+    DEVICE_NAMES.contains(&name) || name.strip_prefix("cuda:").is_some_and(number)
 }
 
 fn evaluation(data: &DataConfig, eval: &EvalConfig) -> Vec<ConfigProblem> {

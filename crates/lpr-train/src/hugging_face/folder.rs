@@ -2,6 +2,7 @@
 //! it is executed, and everything that is wrong is listed.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -9,6 +10,8 @@ use half::{bf16, f16};
 use lpr_model::parameters::{HostTensor, TensorMap};
 use safetensors::tensor::TensorView;
 use safetensors::{Dtype, SafeTensors};
+use serde::Deserializer as _;
+use serde::de::{IgnoredAny, MapAccess, Visitor};
 use serde_json::Value as Json;
 
 use super::shards::{INDEX_FILE, SINGLE_FILE};
@@ -180,6 +183,11 @@ fn read_file(folder: &Path, name: &str, problems: &mut Vec<String>) -> Option<Te
             return None;
         }
     };
+    problems.extend(repeated_name(&bytes).map(|repeated| {
+        format!(
+            "`{name}` holds two tensors called `{repeated}`, so that it is not clear which counts"
+        )
+    }));
     let mut tensors = TensorMap::new();
     for (tensor, view) in contents.iter() {
         let values = floats(&view).unwrap_or_else(|| {
@@ -189,10 +197,42 @@ fn read_file(folder: &Path, name: &str, problems: &mut Vec<String>) -> Option<Te
             ));
             vec![0.0; view.shape().iter().product()]
         });
+        if let Some(at) = values.iter().position(|value| !value.is_finite()) {
+            problems.push(format!(
+                "value {at} of `{tensor}` is {}, which is no weight",
+                values[at]
+            ));
+        }
         let shape = view.shape().to_vec();
         tensors.insert(tensor.to_owned(), HostTensor { shape, values });
     }
     Some(tensors)
+}
+
+/// A name that the header of a safetensors file, which was found valid, holds twice.
+fn repeated_name(bytes: &[u8]) -> Option<String> {
+    struct Names;
+    impl<'de> Visitor<'de> for Names {
+        type Value = Option<String>;
+
+        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str("a header")
+        }
+
+        fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
+            let (mut seen, mut repeated) = (BTreeSet::new(), None);
+            while let Some((name, IgnoredAny)) = map.next_entry::<String, _>()? {
+                if let Some(name) = seen.replace(name) {
+                    repeated.get_or_insert(name);
+                }
+            }
+            Ok(repeated)
+        }
+    }
+    let (length, header) = bytes.split_first_chunk::<8>()?;
+    let header = header.get(..usize::try_from(u64::from_le_bytes(*length)).ok()?)?;
+    let mut header = serde_json::Deserializer::from_slice(header);
+    header.deserialize_map(Names).ok()?
 }
 
 /// The numbers of a tensor, exactly; `None` if they are no floats of at most 32 bits.
