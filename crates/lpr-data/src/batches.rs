@@ -70,9 +70,14 @@ impl DataLoader {
         tokenizer: Arc<Tokenizer>,
         start: &DataPosition,
     ) -> Result<Self, DataError> {
-        let num_cores = std::thread::available_parallelism().map_or(1, usize::from);
-        let num_workers = num_cores.saturating_sub(1).clamp(1, MAX_DEFAULT_WORKERS);
+        let num_workers = Self::default_workers();
         Self::open_with_workers(config, split, rows_per_batch, tokenizer, start, num_workers)
+    }
+
+    /// The threads that [`DataLoader::open`] starts: one core is left to whoever uses the batches.
+    pub fn default_workers() -> usize {
+        let num_cores = std::thread::available_parallelism().map_or(1, usize::from);
+        num_cores.saturating_sub(1).clamp(1, MAX_DEFAULT_WORKERS)
     }
 
     /// Like [`DataLoader::open`] with a given number of tokenizer threads, which changes the speed

@@ -12,6 +12,10 @@ use crate::bench::shape::BenchRouter;
 use crate::hugging_face::shards::ShardSize;
 use crate::report::Verbosity;
 
+mod data;
+
+pub use data::{DataBenchArgs, DataCheckArgs, DataCommand};
+
 /// Pre-trains Mixture-of-Experts language models and shows what the router does.
 ///
 /// Without a command, trains: `lpr-train --config x.toml` is `lpr-train train --config x.toml`.
@@ -68,7 +72,7 @@ pub enum Command {
     Doctor(DoctorArgs),
     /// Parameters and floating-point operations of a configuration's model; nothing is loaded.
     Estimate(EstimateArgs),
-    /// Look at data files.
+    /// Check data files, measure how fast they are read.
     #[command(subcommand)]
     Data(DataCommand),
     /// Write or check configuration files.
@@ -278,30 +282,6 @@ pub struct EstimateArgs {
     #[command(flatten)]
     pub config: ConfigArgs,
     /// Print one JSON object.
-    #[arg(long)]
-    pub json: bool,
-}
-
-/// `data ..`
-#[derive(Debug, Subcommand)]
-pub enum DataCommand {
-    /// Read every document; exit code 3 if any file is bad.
-    Check(DataCheckArgs),
-}
-
-/// Arguments of `data check`.
-#[derive(Clone, Debug, Args)]
-pub struct DataCheckArgs {
-    /// Files, globs, folders or builtin:synthetic.
-    #[arg(value_name = "SRC", required = true)]
-    pub sources: Vec<String>,
-    /// The parquet column or JSON key that holds the text.
-    #[arg(long, default_value = "text")]
-    pub text_column: String,
-    /// Count tokens, too: "bytes", a tokenizer.json or a folder that holds one.
-    #[arg(long, value_name = "TOKENIZER")]
-    pub tokenizer: Option<String>,
-    /// Print one JSON object per file, in a list.
     #[arg(long)]
     pub json: bool,
 }

@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 
 use lpr_data::{DataError, FileReport, Tokenizer, check_files};
 
-use crate::cli::{DataCheckArgs, DataCommand};
+use crate::cli::DataCheckArgs;
 use crate::error::{Outcome, TrainError};
 use crate::report::print_result;
 
@@ -13,8 +13,7 @@ use crate::report::print_result;
 /// # Errors
 /// A source that yields no file, or, after all files were read and reported, files that cannot be
 /// used.
-pub fn run(command: &DataCommand) -> Result<Outcome, TrainError> {
-    let DataCommand::Check(args) = command;
+pub fn run(args: &DataCheckArgs) -> Result<Outcome, TrainError> {
     let reports = check(args)?;
     let text = if args.json {
         json(&reports)
