@@ -259,38 +259,38 @@ fn weights_files_made_to_harm_are_refused_with_4() {
         (
             "header beyond its limit",
             [&huge[..], b"{}"].concat(),
-            "HeaderTooLarge",
+            "header too large",
         ),
         (
             "header beyond the file",
             safetensors("{}", b"")[..9].to_vec(),
-            "InvalidHeaderLength",
+            "invalid header length",
         ),
-        ("empty file", Vec::new(), "HeaderTooSmall"),
+        ("empty file", Vec::new(), "header too small"),
         (
             "overlap",
             file(&[tensor("a", 0, 8), tensor("b", 4, 12)], 12),
-            "InvalidOffset",
+            "invalid offset for tensor `b`",
         ),
         (
             "out of range",
             file(&[tensor("a", 0, 800)], 8),
-            "MetadataIncompleteBuffer",
+            "not fully covered",
         ),
         (
             "gap",
             file(&[tensor("a", 0, 4), tensor("b", 8, 12)], 12),
-            "InvalidOffset",
+            "invalid offset for tensor `b`",
         ),
         (
             "negative length",
             file(&[tensor("a", 8, 0)], 8),
-            "not a complete",
+            "invalid offset for tensor `a`",
         ),
         (
             "size beyond 64 bits",
             safetensors(overflow, &[0; 8]),
-            "not a complete",
+            "overflow",
         ),
         (
             "same name twice",
@@ -301,9 +301,8 @@ fn weights_files_made_to_harm_are_refused_with_4() {
     for (what, bytes, words) in cases {
         fs::write(folder.join("model.safetensors"), bytes).unwrap();
         let said = import_refused(&setup, &folder);
-        let named = said.contains("`model.safetensors`");
-        let debug = |word: &str| said.contains(word) || said.contains("not a complete safetensors");
-        assert!(named && debug(words), "{what}: {said}");
+        assert!(said.contains("`model.safetensors`"), "{what}: {said}");
+        assert!(said.contains(words), "{what}: {said}");
     }
 }
 

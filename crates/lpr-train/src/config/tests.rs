@@ -360,6 +360,21 @@ fn a_broken_file_is_not_also_blamed_for_what_it_could_not_say() {
     assert_eq!(found.len(), 1, "{found:?}");
 }
 
+/// Found by `tests/mutated.rs`: the parser goes on with a date that has no part, which cannot be shown.
+#[test]
+fn half_a_date_is_refused_like_any_other_broken_value() {
+    for number in ["0---", "10-", "2024--1"] {
+        let text = VALID.replace("total_steps = 100", &format!("total_steps = {number}"));
+        let found = problems(&text, &[]);
+        assert!(found[0].contains("not valid TOML"), "{number}: {found:?}");
+        let found = problems(VALID, &[&format!("train.total_steps={number}")]);
+        assert!(
+            found[0].contains("train.total_steps"),
+            "{number}: {found:?}"
+        );
+    }
+}
+
 #[test]
 fn an_access_token_is_refused_and_never_repeated() {
     let token = format!("hf_{}", "AbCd".repeat(8));

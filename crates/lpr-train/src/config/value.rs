@@ -108,6 +108,10 @@ pub fn describe(node: &Node) -> String {
     let (noun, text) = match &node.item {
         Item::Table(_) => return "a table".to_owned(),
         Item::Array(items) => return format!("a list of {}", items.len()),
+        // What the parser makes of `10--`, after it has said that this is not valid.
+        Item::Scalar(Value::Datetime(date)) if date.date.is_none() && date.time.is_none() => {
+            return "half a date".to_owned();
+        }
         Item::Scalar(value) => (value.type_str(), value.to_string()),
     };
     let text: String = text
