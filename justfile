@@ -32,3 +32,12 @@ quickstart:
 
 train config:
     cargo run --release -- --config {{config}}
+
+# Licences, sources and known weaknesses of all dependencies; needs cargo-deny and, for the list, the network.
+deny:
+    cargo deny check
+
+# Fuzzes one target of fuzz/ for so many seconds; needs cargo-fuzz and a nightly compiler.
+fuzz target seconds="1200":
+    cargo run --manifest-path fuzz/Cargo.toml --bin seeds
+    cargo +nightly fuzz run --sanitizer none --features train {{target}} -- -max_total_time={{seconds}} -timeout=20 -rss_limit_mb=4096
