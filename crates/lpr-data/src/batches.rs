@@ -1,18 +1,20 @@
 //! Rows to batches of plain integers. The public face of the crate.
 
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
-use sha2::{Digest, Sha256};
-
-use crate::config::{DataConfig, OnDataEnd, Packing};
-use crate::documents::{Documents, StreamOptions, check_openable};
+use crate::config::{DataConfig, Packing};
+use crate::corpus::Corpus;
 use crate::error::{DataError, Warning};
+use crate::fingerprint::DataFingerprint;
+use crate::mixture::Mixture;
 use crate::position::DataPosition;
 use crate::prefetch::Prefetch;
-use crate::sequences::{IGNORE_INDEX, Row, RowOptions, Sequences};
-use crate::source::{Shard, resolve};
+use crate::sequences::{Feed, IGNORE_INDEX, Row, RowOptions, Sequences};
+use crate::shuffle::OrderedDocuments;
 use crate::split::Split;
-use crate::tokenizer::{Tokenizer, hex};
+use crate::tokenizer::Tokenizer;
+use crate::windows::Windows;
 
 /// Most tokenizer threads that [`DataLoader::open`] starts; four feed a fast GPU several times
 /// over.
@@ -33,10 +35,11 @@ pub struct TokenBatch {
     pub targets: Vec<i32>,
     /// False on padding.
     pub is_token: Vec<bool>,
-    /// Document inside the row, from 0; padding carries the id of the row's last document.
+    /// Document inside the row, from 0; padding carries the id of the row's last document. All 0
+    /// with `document_mask = false`.
     pub document_ids: Vec<u32>,
     /// Position inside the document, from 0 at the start of each document and of each row; padding
-    /// goes on counting.
+    /// goes on counting. Position inside the row with `document_mask = false`.
     pub position_ids: Vec<u32>,
     /// Targets that are not [`IGNORE_INDEX`], at least 1.
     pub num_targets: usize,
@@ -53,7 +56,7 @@ pub struct DataLoader {
     /// Sequence length of every batch when packing, which never varies.
     fixed_length: Option<usize>,
     warnings: Vec<Warning>,
-    fingerprint: String,
+    fingerprint: DataFingerprint,
 }
 
 impl DataLoader {
@@ -93,50 +96,93 @@ impl DataLoader {
         start: &DataPosition,
         num_workers: usize,
     ) -> Result<Self, DataError> {
-        config.validate()?;
-        at_least_one("rows_per_batch", rows_per_batch)?;
-        at_least_one("num_workers", num_workers)?;
-        if config.sources(split).is_empty() {
-            return Err(DataError::NoSources { split });
-        }
-        if config.packing == Packing::Packed && tokenizer.eos_id().is_none() {
-            return Err(DataError::NoEndOfSequence {
-                tokenizer: tokenizer.spec().to_owned(),
-            });
-        }
-        let (shards, mut warnings) = resolve(config.sources(split))?;
-        if start.shard > shards.len() {
-            return Err(DataError::PositionMismatch {
-                reason: format!("it is in file {} of {}", start.shard, shards.len()),
-            });
-        }
-        let repeat = split == Split::Train && config.on_data_end == OnDataEnd::Repeat;
-        let stream = StreamOptions {
-            shards: shards.into(),
-            split,
-            text_column: config.text_column.clone(),
-            on_bad_shard: config.on_bad_shard,
-            repeat,
-        };
-        warnings.extend(check_openable(&stream)?);
-        let rows = RowOptions {
-            split,
-            num_shards: stream.shards.len(),
-            sequence_length: config.sequence_length,
-            packing: config.packing,
-            eos_id: tokenizer.eos_id(),
-            repeat,
-        };
-        let fingerprint = fingerprint(&stream, &tokenizer)?;
-        let documents = Documents::new(stream, start.cursor());
-        let source = Prefetch::start(documents, &tokenizer, num_workers)?;
-        Ok(Self {
-            sequences: Sequences::new(rows, source, start.clone()),
+        let corpus = open_corpus(config, split, &tokenizer)?;
+        Self::start(
+            corpus,
+            config,
             rows_per_batch,
             tokenizer,
-            fixed_length: (config.packing == Packing::Packed).then_some(config.sequence_length),
-            warnings,
-            fingerprint,
+            start,
+            num_workers,
+        )
+    }
+
+    /// Opens the training data at a position that was saved together with a fingerprint. If
+    /// `allow_change`, the files may be others than then: a source whose files are the same up to
+    /// the one it reads, and which is not shuffled, goes on at its place, and any other one begins
+    /// its next epoch.
+    ///
+    /// # Errors
+    /// Those of [`DataLoader::open`]; [`DataError::Changed`] if the data changed and may not, or the
+    /// tokenizer did, whose ids the model was trained on.
+    pub fn resume(
+        config: &DataConfig,
+        rows_per_batch: usize,
+        tokenizer: Arc<Tokenizer>,
+        (position, saved): (&DataPosition, &DataFingerprint),
+        allow_change: bool,
+    ) -> Result<Self, DataError> {
+        let mut corpus = open_corpus(config, Split::Train, &tokenizer)?;
+        let now = &corpus.fingerprint;
+        let differences = saved.differences(now);
+        let mut position = position.clone();
+        if !differences.is_empty() {
+            if !allow_change || saved.tokenizer != now.tokenizer {
+                return Err(DataError::Changed { differences });
+            }
+            position = saved.moved_position(&position, now, config.shuffle);
+            corpus.warnings.push(Warning::DataChanged { differences });
+        }
+        let num_workers = Self::default_workers();
+        Self::start(
+            corpus,
+            config,
+            rows_per_batch,
+            tokenizer,
+            &position,
+            num_workers,
+        )
+    }
+
+    fn start(
+        corpus: Corpus,
+        config: &DataConfig,
+        rows_per_batch: usize,
+        tokenizer: Arc<Tokenizer>,
+        start: &DataPosition,
+        num_workers: usize,
+    ) -> Result<Self, DataError> {
+        at_least_one("rows_per_batch", rows_per_batch)?;
+        at_least_one("num_workers", num_workers)?;
+        let position = corpus.position(start)?;
+        let is_train = corpus.mixture.split == Split::Train;
+        let rows = RowOptions {
+            sequence_length: config.sequence_length,
+            packing: config.packing,
+            document_mask: config.document_mask,
+            max_tokens: config.max_tokens.filter(|_| is_train),
+        };
+        let places = position.sources.iter().map(|source| source.cursor);
+        let streams = corpus.streams.into_iter().zip(places);
+        let documents = streams
+            .map(|(stream, place)| OrderedDocuments::new(stream, place))
+            .collect();
+        let stop = Arc::new(AtomicBool::new(false));
+        let prefetch = Prefetch::start(documents, &tokenizer, num_workers, Arc::clone(&stop))?;
+        let mixture = Mixture::new(corpus.mixture, prefetch, position.sources.clone());
+        let feed = if config.packing == Packing::BestFit {
+            let (window, row_len) = (config.packing_window, config.sequence_length);
+            Feed::Windows(Windows::start(mixture, window, row_len, stop)?)
+        } else {
+            Feed::Documents(mixture)
+        };
+        Ok(Self {
+            sequences: Sequences::new(rows, feed, position),
+            rows_per_batch,
+            tokenizer,
+            fixed_length: (config.packing != Packing::None).then_some(config.sequence_length),
+            warnings: corpus.warnings,
+            fingerprint: corpus.fingerprint,
         })
     }
 
@@ -184,11 +230,31 @@ impl DataLoader {
         warnings
     }
 
-    /// SHA-256 in hexadecimal of the names and sizes of the files in order, the text column and the
-    /// tokenizer. If it has changed, a saved position no longer means the same place.
-    pub fn fingerprint(&self) -> &str {
+    /// What the data is. A saved position means the same place as long as this is the same.
+    pub fn fingerprint(&self) -> &DataFingerprint {
         &self.fingerprint
     }
+}
+
+/// Checks the config and finds the files.
+fn open_corpus(
+    config: &DataConfig,
+    split: Split,
+    tokenizer: &Tokenizer,
+) -> Result<Corpus, DataError> {
+    config.validate()?;
+    let packing = match config.packing {
+        Packing::None => None,
+        Packing::Packed => Some("packed"),
+        Packing::BestFit => Some("best_fit"),
+    };
+    if let (Some(packing), None) = (packing, tokenizer.eos_id()) {
+        return Err(DataError::NoEndOfSequence {
+            packing,
+            tokenizer: tokenizer.spec().to_owned(),
+        });
+    }
+    Corpus::open(config, split, tokenizer)
 }
 
 fn at_least_one(name: &'static str, value: usize) -> Result<(), DataError> {
@@ -239,27 +305,4 @@ fn assemble(
             .extend((next_position..).take(num_padding));
     }
     batch
-}
-
-fn fingerprint(stream: &StreamOptions, tokenizer: &Tokenizer) -> Result<String, DataError> {
-    let mut hasher = Sha256::new();
-    let mut add = |part: &[u8]| {
-        hasher.update((part.len() as u64).to_le_bytes());
-        hasher.update(part);
-    };
-    add(tokenizer.fingerprint().as_bytes());
-    add(&tokenizer.pad_id().to_le_bytes());
-    add(stream.text_column.as_bytes());
-    for shard in stream.shards.iter() {
-        let name = shard.path().file_name().unwrap_or(shard.path().as_os_str());
-        add(name.as_encoded_bytes());
-        if let Shard::File(path, _) = shard {
-            let metadata = std::fs::metadata(path).map_err(|error| DataError::Io {
-                path: path.clone(),
-                error,
-            })?;
-            add(&metadata.len().to_le_bytes());
-        }
-    }
-    Ok(hex(&hasher.finalize()))
 }

@@ -4,6 +4,7 @@ use serde::Serialize;
 
 use crate::documents::{ShardReader, shard_error};
 use crate::error::{DataError, ShardError};
+use crate::position::Cursor;
 use crate::record::Content;
 use crate::source::{Shard, resolve};
 use crate::split::Split;
@@ -58,13 +59,14 @@ fn check_shard(
         tokens: tokenizer.map(|_| 0),
         error: None,
     };
-    let mut reader = match ShardReader::open(shard, Split::Train, text_column, 0, 0) {
-        Ok(reader) => reader,
-        Err(failure) => {
-            report.error = Some(shard_error(shard, failure).to_string());
-            return Ok(report);
-        }
-    };
+    let mut reader =
+        match ShardReader::open(shard, Split::Train, text_column, None, Cursor::default()) {
+            Ok(reader) => reader,
+            Err(failure) => {
+                report.error = Some(shard_error(shard, failure).to_string());
+                return Ok(report);
+            }
+        };
     let mut first_error: Option<ShardError> = None;
     loop {
         match reader.next() {

@@ -1,6 +1,7 @@
-//! All files of a split as one stream of documents that can start anywhere.
+//! All files of a source as one stream of documents that can start anywhere.
 //!
-//! Applies `on_bad_shard` and the end of an epoch; knows nothing of tokens.
+//! Applies `on_bad_shard`, the order of files and row groups, and the end of an epoch; knows nothing
+//! of tokens.
 
 use std::sync::Arc;
 
@@ -9,19 +10,12 @@ use crate::error::{DataError, Place, Problem, ShardError, Warning};
 use crate::format::Format;
 use crate::json_lines::JsonLinesReader;
 use crate::parquet::ParquetReader;
+use crate::position::Cursor;
+use crate::random::{key, permutation};
 use crate::record::{Content, Failure, Record};
 use crate::source::Shard;
 use crate::split::Split;
 use crate::synthetic;
-
-/// Where a document is: the part of a data position that names a place in the files.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub(crate) struct Cursor {
-    pub(crate) epoch: u64,
-    pub(crate) shard: usize,
-    pub(crate) row_group: usize,
-    pub(crate) row: u64,
-}
 
 /// What the stream yields; `T` is the text, later its tokens.
 #[derive(Debug)]
@@ -55,6 +49,27 @@ pub(crate) struct StreamOptions {
     pub(crate) text_column: String,
     pub(crate) on_bad_shard: OnBadShard,
     pub(crate) repeat: bool,
+    pub(crate) shuffle: Option<Shuffle>,
+}
+
+/// How the order of the documents changes from epoch to epoch.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Shuffle {
+    /// From the seed and the source.
+    pub(crate) key: u64,
+    /// Documents among which the order is drawn.
+    pub(crate) window: usize,
+}
+
+impl StreamOptions {
+    /// The files in the order in which an epoch visits them.
+    fn shard_order(&self, epoch: u64) -> Vec<usize> {
+        let num_shards = self.shards.len();
+        match self.shuffle {
+            Some(shuffle) => permutation(num_shards, key(&[shuffle.key, epoch])),
+            None => (0..num_shards).collect(),
+        }
+    }
 }
 
 /// One file of any format, open for reading.
@@ -65,25 +80,30 @@ pub(crate) enum ShardReader {
 }
 
 impl ShardReader {
-    /// Opens a file and checks its schema; reading starts at `row` of `row_group`.
+    /// Opens a file and checks its schema; reading starts at the place of `start` in it, row groups
+    /// in the order of the file, or in the one that `shuffle_key` gives.
     pub(crate) fn open(
         shard: &Shard,
         split: Split,
         text_column: &str,
-        row_group: usize,
-        row: u64,
+        shuffle_key: Option<u64>,
+        start: Cursor,
     ) -> Result<Self, Failure> {
         Ok(match shard {
             Shard::File(path, Format::Parquet) => Self::Parquet(Box::new(ParquetReader::open(
                 path,
                 text_column,
-                row_group,
-                row,
+                shuffle_key,
+                start.row_group,
+                start.row,
             )?)),
-            Shard::File(path, Format::JsonLines) => {
-                Self::JsonLines(Box::new(JsonLinesReader::open(path, text_column, row)?))
-            }
-            Shard::Synthetic => Self::Synthetic { split, index: row },
+            Shard::File(path, Format::JsonLines) => Self::JsonLines(Box::new(
+                JsonLinesReader::open(path, text_column, start.row, start.byte)?,
+            )),
+            Shard::Synthetic => Self::Synthetic {
+                split,
+                index: start.row,
+            },
         })
     }
 
@@ -107,6 +127,8 @@ impl ShardReader {
                 Ok((row < synthetic::num_documents(*split)).then(|| Record {
                     row_group: 0,
                     row,
+                    byte: 0,
+                    next_byte: 0,
                     content: Content::Text(synthetic::document(*split, row).text),
                 }))
             }
@@ -122,7 +144,8 @@ impl ShardReader {
 pub(crate) fn check_openable(options: &StreamOptions) -> Result<Vec<Warning>, DataError> {
     let mut warnings = Vec::new();
     for shard in options.shards.iter() {
-        match ShardReader::open(shard, options.split, &options.text_column, 0, 0) {
+        let start = Cursor::default();
+        match ShardReader::open(shard, options.split, &options.text_column, None, start) {
             Ok(reader) if reader.is_empty() => warnings.push(Warning::EmptyShard {
                 path: shard.path().to_owned(),
             }),
@@ -144,10 +167,13 @@ pub(crate) fn shard_error(shard: &Shard, (place, problem): (Place, Problem)) -> 
     }
 }
 
-/// The stream of all documents of a split.
+/// The stream of all documents of a source.
 pub(crate) struct Documents {
     options: StreamOptions,
+    /// Place of the next item.
     cursor: Cursor,
+    /// The files in the order of the epoch of `cursor`.
+    order: Vec<usize>,
     reader: Option<ShardReader>,
     /// Whether the current file has already had a warning about a bad line.
     warned: bool,
@@ -158,12 +184,18 @@ impl Documents {
     /// A stream whose first item is the one at `start`.
     pub(crate) fn new(options: StreamOptions, start: Cursor) -> Self {
         Self {
+            order: options.shard_order(start.epoch),
             options,
             cursor: start,
             reader: None,
             warned: false,
             ended: false,
         }
+    }
+
+    /// The place of the next item.
+    pub(crate) fn cursor(&self) -> Cursor {
+        self.cursor
     }
 
     /// The next item; `None` after the end of the last epoch.
@@ -174,12 +206,12 @@ impl Documents {
         if self.ended {
             return Ok(None);
         }
-        while self.cursor.shard < self.options.shards.len() {
+        while self.cursor.shard < self.order.len() {
             match self.read_record() {
                 Ok(Some(record)) => return self.record_item(record).map(Some),
                 Ok(None) => self.next_shard(),
                 Err(failure) => {
-                    let error = shard_error(&self.options.shards[self.cursor.shard], failure);
+                    let error = shard_error(self.shard(), failure);
                     if self.options.on_bad_shard == OnBadShard::Fail {
                         return Err(error.into());
                     }
@@ -193,45 +225,52 @@ impl Documents {
         }
         let at = self.cursor;
         if self.options.repeat {
-            self.cursor = Cursor {
-                epoch: at.epoch + 1,
-                ..Cursor::default()
-            };
+            self.cursor = Cursor::epoch_start(at.epoch + 1);
+            self.order = self.options.shard_order(self.cursor.epoch);
         } else {
             self.ended = true;
         }
         Ok(Some(self.item(at, Event::EpochEnd)))
     }
 
+    /// The file that `cursor` is in.
+    fn shard(&self) -> &Shard {
+        &self.options.shards[self.order[self.cursor.shard]]
+    }
+
     fn read_record(&mut self) -> Result<Option<Record>, Failure> {
-        let reader = match &mut self.reader {
-            Some(reader) => reader,
-            None => self.reader.insert(ShardReader::open(
-                &self.options.shards[self.cursor.shard],
+        if self.reader.is_none() {
+            let cursor = self.cursor;
+            let shard_key =
+                |shuffle: Shuffle| key(&[shuffle.key, cursor.epoch, cursor.shard as u64]);
+            self.reader = Some(ShardReader::open(
+                self.shard(),
                 self.options.split,
                 &self.options.text_column,
-                self.cursor.row_group,
-                self.cursor.row,
-            )?),
-        };
-        reader.next()
+                self.options.shuffle.map(shard_key),
+                cursor,
+            )?);
+        }
+        self.reader.as_mut().expect("opened above").next()
     }
 
     fn record_item(&mut self, record: Record) -> Result<Item<String>, DataError> {
         let at = Cursor {
             row_group: record.row_group,
             row: record.row,
+            byte: record.byte,
             ..self.cursor
         };
         self.cursor = Cursor {
             row: at.row + 1,
+            byte: record.next_byte,
             ..at
         };
         let event = match record.content {
             Content::Text(text) => Event::Document(text),
             Content::NoText => Event::NoText,
             Content::Bad(place, problem) => {
-                let error = shard_error(&self.options.shards[at.shard], (place, problem));
+                let error = shard_error(self.shard(), (place, problem));
                 if self.options.on_bad_shard == OnBadShard::Fail {
                     return Err(error.into());
                 }
@@ -244,9 +283,8 @@ impl Documents {
 
     fn next_shard(&mut self) {
         self.cursor = Cursor {
-            epoch: self.cursor.epoch,
             shard: self.cursor.shard + 1,
-            ..Cursor::default()
+            ..Cursor::epoch_start(self.cursor.epoch)
         };
         self.reader = None;
         self.warned = false;

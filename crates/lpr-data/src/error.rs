@@ -78,13 +78,16 @@ pub enum DataError {
     Shard(#[from] ShardError),
     /// A whole epoch went by without one document that can be trained on.
     #[error(
-        "no usable document in {num_shards} file(s) of [data] {split} \
+        "no usable document in {num_shards} file(s) of [data] {split}{} \
          ({skipped_documents} empty, null or too short, {bad_lines} bad lines, \
-         {bad_shards} bad files); check the files with `data check`"
+         {bad_shards} bad files); check the files with `data check`",
+        entry.as_ref().map_or_else(String::new, |entry| format!(", entry {entry:?}"))
     )]
     NoUsableDocuments {
         /// The split that was asked for.
         split: Split,
+        /// The weighted source, as written in the config.
+        entry: Option<String>,
         /// Number of data files after duplicates were dropped.
         num_shards: usize,
         /// Documents without enough text.
@@ -97,12 +100,14 @@ pub enum DataError {
     /// The tokenizer cannot be loaded, or refuses a text.
     #[error(transparent)]
     Tokenizer(#[from] TokenizerError),
-    /// `packing = "packed"` with a tokenizer that has no end-of-sequence token.
+    /// Packing with a tokenizer that has no end-of-sequence token.
     #[error(
-        "packing = \"packed\" needs an end-of-sequence token, and the tokenizer {tokenizer:?} has \
+        "packing = \"{packing}\" needs an end-of-sequence token, and the tokenizer {tokenizer:?} has \
          none; add eos_token to a tokenizer_config.json beside it or use packing = \"none\""
     )]
     NoEndOfSequence {
+        /// The packing of the config.
+        packing: &'static str,
         /// The tokenizer as written in the config.
         tokenizer: String,
     },
@@ -115,6 +120,20 @@ pub enum DataError {
         value: usize,
         /// The smallest allowed value.
         min: usize,
+    },
+    /// The weights of the sources are not one positive number for each.
+    #[error("weights is {weights:?}: {reason}")]
+    Weights {
+        /// The value of the config.
+        weights: Vec<f64>,
+        /// The rule that does not hold.
+        reason: String,
+    },
+    /// The data is not what it was when the position was saved.
+    #[error("the training data changed:{}", list(differences))]
+    Changed {
+        /// What is different, one sentence each.
+        differences: Vec<String>,
     },
     /// The position does not fit the files or the tokenizer: they have changed since it was saved.
     #[error(
@@ -130,6 +149,11 @@ pub enum DataError {
     /// A worker thread ended without saying why (a bug in this program or in a decoder).
     #[error("a data thread stopped unexpectedly; please report this with the data that caused it")]
     ThreadStopped,
+}
+
+fn list(lines: &[String]) -> String {
+    let line = |text: String, line: &String| text + "\n  " + line;
+    lines.iter().fold(String::new(), line)
 }
 
 /// A data file that cannot be read from some place on.
@@ -329,4 +353,25 @@ pub enum Warning {
     /// counts them all.
     #[error("skipped (and so are further bad lines of this file): {0}")]
     LineSkipped(ShardError),
+    /// `on_data_end = "stop"`: one of several weighted sources has been read to its end.
+    #[error("source {entry:?} has ended; the other sources share its part")]
+    SourceEnded {
+        /// The source as written in the config.
+        entry: String,
+    },
+    /// The data is not what it was when the position was saved, and that was allowed.
+    #[error(
+        "the training data changed since the checkpoint, as was allowed:{}",
+        list(differences)
+    )]
+    DataChanged {
+        /// What is different, one sentence each.
+        differences: Vec<String>,
+    },
+    /// A file belongs to two weighted sources.
+    #[error("{} belongs to two entries of train; it is read for both", path.display())]
+    SharedFile {
+        /// The file.
+        path: PathBuf,
+    },
 }

@@ -4,7 +4,7 @@
 //! newline are fine.
 
 use std::fs::File;
-use std::io::{BufRead, BufReader, Read};
+use std::io::{BufRead, BufReader, Read, Seek, SeekFrom};
 use std::path::Path;
 
 use flate2::bufread::MultiGzDecoder;
@@ -25,27 +25,44 @@ pub(crate) struct JsonLinesReader {
     text_column: String,
     /// Line that `next` reads, from 0.
     line: u64,
+    /// Where it starts in a file that is not compressed.
+    byte: Option<u64>,
     buffer: Vec<u8>,
     is_empty: bool,
 }
 
 impl JsonLinesReader {
-    /// Opens a file, checks how it starts and skips `line` lines.
-    pub(crate) fn open(path: &Path, text_column: &str, line: u64) -> Result<Self, Failure> {
-        let mut input = open_stream(path).map_err(|error| (Place::File, error))?;
+    /// Opens a file, checks how it starts and goes to `line`, which starts at `byte` in a file that
+    /// is not compressed. There is no such way into a compressed one: it is decompressed up to the
+    /// line, without looking into the lines before.
+    pub(crate) fn open(
+        path: &Path,
+        text_column: &str,
+        line: u64,
+        byte: u64,
+    ) -> Result<Self, Failure> {
+        let (mut input, is_plain) = open_stream(path).map_err(|error| (Place::File, error))?;
         let start = fill(&mut input).map_err(|error| (Place::File, error))?;
         let is_empty = start.is_empty();
         check_start(start).map_err(|problem| (Place::File, problem))?;
-        if start.starts_with(b"\xef\xbb\xbf") {
-            input.consume(3);
-        }
+        let mark_len = if start.starts_with(b"\xef\xbb\xbf") {
+            3
+        } else {
+            0
+        };
+        input.consume(mark_len);
         let mut reader = Self {
             input,
             text_column: text_column.to_owned(),
             line: 0,
+            byte: is_plain.then_some(mark_len as u64),
             buffer: Vec::new(),
             is_empty,
         };
+        if is_plain && let Some(input) = open_at_line(path, byte) {
+            reader.input = input;
+            (reader.line, reader.byte) = (line, Some(byte));
+        }
         while reader.line < line && reader.read_line()? {
             reader.line += 1;
         }
@@ -60,6 +77,7 @@ impl JsonLinesReader {
     /// The next line that is not blank, `None` at the end of the file.
     pub(crate) fn next(&mut self) -> Result<Option<Record>, Failure> {
         loop {
+            let byte = self.byte.unwrap_or(0);
             if !self.read_line()? {
                 return Ok(None);
             }
@@ -76,6 +94,8 @@ impl JsonLinesReader {
             return Ok(Some(Record {
                 row_group: 0,
                 row,
+                byte,
+                next_byte: self.byte.unwrap_or(0),
                 content,
             }));
         }
@@ -97,24 +117,40 @@ impl JsonLinesReader {
             let max_bytes = MAX_LINE_BYTES;
             return Err((place, Problem::LineTooLong { max_bytes }));
         }
+        if let Some(byte) = &mut self.byte {
+            *byte += read as u64;
+        }
         Ok(read > 0)
     }
 }
 
-fn open_stream(path: &Path) -> Result<Box<dyn BufRead + Send>, Problem> {
+/// The decompressed stream, and whether it is the file itself.
+fn open_stream(path: &Path) -> Result<(Box<dyn BufRead + Send>, bool), Problem> {
     let io = |error: std::io::Error| Problem::Io(error.to_string());
     let file = File::open(path).map_err(io)?;
     let mut file = BufReader::with_capacity(BUFFER_BYTES, file);
     let magic = file.fill_buf().map_err(io)?;
     if magic.starts_with(&[0x1f, 0x8b]) {
         let decoder = MultiGzDecoder::new(file);
-        return Ok(Box::new(BufReader::with_capacity(BUFFER_BYTES, decoder)));
+        let input = BufReader::with_capacity(BUFFER_BYTES, decoder);
+        return Ok((Box::new(input), false));
     }
     if magic.starts_with(&[0x28, 0xb5, 0x2f, 0xfd]) {
         let decoder = zstd::stream::read::Decoder::with_buffer(file).map_err(io)?;
-        return Ok(Box::new(BufReader::with_capacity(BUFFER_BYTES, decoder)));
+        let input = BufReader::with_capacity(BUFFER_BYTES, decoder);
+        return Ok((Box::new(input), false));
     }
-    Ok(Box::new(file))
+    Ok((Box::new(file), true))
+}
+
+/// The file from `byte` on, if a line starts there.
+fn open_at_line(path: &Path, byte: u64) -> Option<Box<dyn BufRead + Send>> {
+    let mut file = File::open(path).ok()?;
+    file.seek(SeekFrom::Start(byte.checked_sub(1)?)).ok()?;
+    let mut input = BufReader::with_capacity(BUFFER_BYTES, file);
+    let mut line_end = [0];
+    input.read_exact(&mut line_end).ok()?;
+    (line_end == *b"\n").then(|| Box::new(input) as Box<dyn BufRead + Send>)
 }
 
 fn fill(input: &mut Box<dyn BufRead + Send>) -> Result<&[u8], Problem> {
@@ -346,11 +382,11 @@ mod tests {
         let file = tempfile::NamedTempFile::new().unwrap();
         let lines = "\u{feff}{\"text\": \"0\"}\n\n{\"text\": null}\r\n{\"text\": \"3\"}";
         std::fs::write(file.path(), lines).unwrap();
-        let read_from = |line| {
-            let mut reader = JsonLinesReader::open(file.path(), "text", line).unwrap();
+        let read_from = |line, byte| {
+            let mut reader = JsonLinesReader::open(file.path(), "text", line, byte).unwrap();
             std::iter::from_fn(move || reader.next().unwrap()).collect::<Vec<_>>()
         };
-        let all = read_from(0);
+        let all = read_from(0, 0);
         assert_eq!(
             all.iter().map(|record| record.row).collect::<Vec<_>>(),
             [0, 2, 3]
@@ -358,7 +394,14 @@ mod tests {
         assert_eq!(all[1].content, Content::NoText);
         for line in 0..6 {
             let expected = all.iter().filter(|record| record.row >= line);
-            assert!(read_from(line).iter().eq(expected), "from line {line}");
+            assert!(read_from(line, 0).iter().eq(expected), "from line {line}");
+        }
+        for (index, record) in all.iter().enumerate() {
+            let next = record.row + 1;
+            assert_eq!(read_from(record.row, record.byte), all[index..]);
+            assert_eq!(read_from(next, record.next_byte), all[index + 1..]);
+            // A place that is not the start of a line is looked for line by line.
+            assert_eq!(read_from(record.row, record.byte + 1), all[index..]);
         }
     }
 

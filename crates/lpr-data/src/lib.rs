@@ -4,33 +4,41 @@
 //! integers together with the position after each batch, from which a later loader continues bit
 //! for bit. Knows neither Burn nor the model.
 //!
-//! The modules in the order of the data: sources, the file formats, the stream over all files,
-//! tokens, rows, batches.
+//! The modules in the order of the data: sources, the file formats, the stream over the files of a
+//! source, its shuffled windows, tokens, the mixture of sources, rows, batches.
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
 mod batches;
+mod best_fit;
 mod check;
 mod config;
+mod corpus;
 mod documents;
 mod encoder;
 mod error;
+mod fingerprint;
 mod format;
 mod json_lines;
+mod mixture;
 mod parquet;
 mod position;
 mod prefetch;
+mod random;
 mod record;
 mod sequences;
+mod shuffle;
 mod source;
 mod split;
 pub mod synthetic;
 mod tokenizer;
+mod windows;
 
 pub use batches::{DataLoader, TokenBatch};
 pub use check::{FileReport, check_files};
 pub use config::{DataConfig, OnBadShard, OnDataEnd, Packing};
 pub use error::{DataError, Place, Problem, ShardError, TokenizerError, Warning};
-pub use position::DataPosition;
+pub use fingerprint::{DataFingerprint, FileFingerprint};
+pub use position::{Cursor, DataPosition, SourcePosition};
 pub use sequences::IGNORE_INDEX;
 pub use split::Split;
 pub use tokenizer::Tokenizer;

@@ -17,6 +17,7 @@ use parquet::file::reader::{FileReader, SerializedFileReader};
 use parquet::schema::types::SchemaDescriptor;
 
 use crate::error::{Place, Problem};
+use crate::random::permutation;
 use crate::record::{Content, Failure, Record, describe_bytes};
 
 /// Rows decoded at a time; each holds a reference into its page, not a copy.
@@ -26,6 +27,9 @@ const ROWS_PER_READ: usize = 64;
 pub(crate) struct ParquetReader {
     file: SerializedFileReader<File>,
     column: usize,
+    /// The row groups in the order in which they are read.
+    order: Vec<usize>,
+    /// Index in `order`.
     row_group: usize,
     /// Row that `next` yields, inside the row group.
     row: u64,
@@ -35,10 +39,13 @@ pub(crate) struct ParquetReader {
 }
 
 impl ParquetReader {
-    /// Opens a file and checks its footer and schema; reading starts at `row` of `row_group`.
+    /// Opens a file and checks its footer and schema; reading starts at `row` of `row_group` in
+    /// the order of the file, or in the one that `shuffle_key` gives. Pages before the row are not
+    /// decoded.
     pub(crate) fn open(
         path: &Path,
         text_column: &str,
+        shuffle_key: Option<u64>,
         row_group: usize,
         row: u64,
     ) -> Result<Self, Failure> {
@@ -50,9 +57,15 @@ impl ParquetReader {
             check_row_group(metadata, column, len)
                 .map_err(|problem| (Place::RowGroup(index), problem))?;
         }
+        let num_row_groups = file.num_row_groups();
+        let order = match shuffle_key {
+            Some(key) => permutation(num_row_groups, key),
+            None => (0..num_row_groups).collect(),
+        };
         Ok(Self {
             file,
             column,
+            order,
             row_group,
             row,
             page_reader: None,
@@ -73,12 +86,14 @@ impl ParquetReader {
                 let record = Record {
                     row_group: self.row_group,
                     row: self.row,
+                    byte: 0,
+                    next_byte: 0,
                     content: self.content(text.as_ref()),
                 };
                 self.row += 1;
                 return Ok(Some(record));
             }
-            if self.row_group >= self.file.num_row_groups() {
+            if self.row_group >= self.order.len() {
                 return Ok(None);
             }
             if !self.fill()? {
@@ -97,13 +112,13 @@ impl ParquetReader {
         if let Ok(text) = std::str::from_utf8(bytes) {
             return Content::Text(text.to_owned());
         }
-        let (row_group, row) = (self.row_group, self.row);
+        let (row_group, row) = (self.order[self.row_group], self.row);
         Content::Bad(Place::Row { row_group, row }, Problem::NotUtf8)
     }
 
     /// Decodes the next few rows; false at the end of the row group.
     fn fill(&mut self) -> Result<bool, Failure> {
-        let place = Place::RowGroup(self.row_group);
+        let place = Place::RowGroup(self.order[self.row_group]);
         // Decoders check their input, but a damaged page may still break an assumption inside one.
         let texts = catch_unwind(AssertUnwindSafe(|| self.read_rows()))
             .map_err(|_| (place, Problem::Decode("the decoder panicked".to_owned())))?
@@ -113,7 +128,8 @@ impl ParquetReader {
     }
 
     fn read_rows(&mut self) -> Result<Vec<Option<ByteArray>>, ParquetError> {
-        let num_rows = self.file.metadata().row_group(self.row_group).num_rows();
+        let row_group = self.order[self.row_group];
+        let num_rows = self.file.metadata().row_group(row_group).num_rows();
         let num_rows = u64::try_from(num_rows).unwrap_or(0);
         let remaining = num_rows.saturating_sub(self.row);
         if remaining == 0 {
@@ -143,7 +159,7 @@ impl ParquetReader {
     }
 
     fn open_row_group(&self) -> Result<ColumnReaderImpl<ByteArrayType>, ParquetError> {
-        let row_group = self.file.get_row_group(self.row_group)?;
+        let row_group = self.file.get_row_group(self.order[self.row_group])?;
         let ColumnReader::ByteArrayColumnReader(mut reader) =
             row_group.get_column_reader(self.column)?
         else {

@@ -2,27 +2,64 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::documents::Cursor;
+/// A place in one source: the document that comes next.
+///
+/// Files and row groups are counted in the order in which the epoch visits them, so the same numbers
+/// follow each other in any order. All of it is known without reading what comes before.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Cursor {
+    /// Passes over all files of the source that are complete.
+    pub epoch: u64,
+    /// File, from 0; the number of files at the end of the last epoch.
+    pub shard: usize,
+    /// Parquet row group inside the file, from 0; 0 in other formats.
+    pub row_group: usize,
+    /// Document inside the row group, or line of a JSON file, from 0.
+    pub row: u64,
+    /// Where that line starts in a JSON file that is not compressed; else 0.
+    pub byte: u64,
+    /// Documents used up of the shuffle window that begins at this place; 0 in file order.
+    pub index: usize,
+}
+
+impl Cursor {
+    /// The start of an epoch.
+    pub(crate) fn epoch_start(epoch: u64) -> Self {
+        Self {
+            epoch,
+            ..Self::default()
+        }
+    }
+}
+
+/// Where one source goes on, and what it gave.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SourcePosition {
+    /// Its next document. If a document or a window of documents is in progress: where that begins.
+    pub cursor: Cursor,
+    /// Tokens of all documents before `cursor`, whose shares follow `weights`.
+    pub tokens_before: u64,
+    /// Tokens handed out (end marks included, padding not).
+    pub tokens: u64,
+}
 
 /// Everything needed to continue exactly after a batch, plus running totals since the start of the
 /// run.
 ///
-/// The place is that of the next document, or of the document in progress if `token_offset` is not
-/// 0. It holds for the same files, tokenizer, `text_column`, `packing` and `on_bad_shard`;
-/// [`crate::DataLoader::fingerprint`] tells whether files and tokenizer are the same.
+/// It holds for the same data, as [`crate::DataFingerprint`] tells, and for the same keys of `[data]`
+/// that shape and order rows.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct DataPosition {
-    /// Passes over all files that are complete.
-    pub epoch: u64,
-    /// Index in the sorted list of files; the number of files at the very end of the data.
-    pub shard: usize,
-    /// Parquet row group inside the file; 0 in other formats.
-    pub row_group: usize,
-    /// Document inside the row group, or line of a JSON file, from 0.
-    pub row: u64,
-    /// Tokens of that document that are used up, its end mark included.
+    /// The sources in the order of the config, one if they have no weights; empty at the start of
+    /// the run.
+    pub sources: Vec<SourcePosition>,
+    /// `packing = "packed"`: tokens used of the document in progress, its end mark included.
     pub token_offset: usize,
+    /// `packing = "best_fit"`: rows handed out of the window in progress.
+    pub window_rows: usize,
     /// Documents handed out, in whole or in part.
     pub documents: u64,
     /// Real tokens handed out (end marks included, padding not).
@@ -33,8 +70,8 @@ pub struct DataPosition {
     pub bad_lines: u64,
     /// Files given up on (`on_bad_shard = "skip"`), once an epoch.
     pub bad_shards: u64,
-    /// Tokens cut away: beyond `sequence_length` without packing; with packing at most one end
-    /// mark, at the end of data.
+    /// Tokens cut away: beyond `sequence_length` without packing; with packing lone end marks, which
+    /// have nothing to predict: at most one at the end of data, with best fit one of a document.
     pub cut_tokens: u64,
     /// Padding handed out.
     pub padding_tokens: u64,
@@ -49,11 +86,9 @@ impl Default for DataPosition {
     /// The start of the first epoch.
     fn default() -> Self {
         Self {
-            epoch: 0,
-            shard: 0,
-            row_group: 0,
-            row: 0,
+            sources: Vec::new(),
             token_offset: 0,
+            window_rows: 0,
             documents: 0,
             tokens: 0,
             skipped_documents: 0,
@@ -67,38 +102,33 @@ impl Default for DataPosition {
 }
 
 impl DataPosition {
-    pub(crate) fn cursor(&self) -> Cursor {
-        Cursor {
-            epoch: self.epoch,
-            shard: self.shard,
-            row_group: self.row_group,
-            row: self.row,
-        }
+    /// Complete passes over every source.
+    pub fn epoch(&self) -> u64 {
+        let epochs = self.sources.iter().map(|source| source.cursor.epoch);
+        epochs.min().unwrap_or(0)
     }
 
-    pub(crate) fn set_cursor(&mut self, cursor: Cursor) {
-        self.epoch = cursor.epoch;
-        self.shard = cursor.shard;
-        self.row_group = cursor.row_group;
-        self.row = cursor.row;
+    /// Padding among all positions handed out; 0 before the first.
+    pub fn padding_ratio(&self) -> f64 {
+        ratio(self.padding_tokens, self.tokens)
     }
 
-    /// Whether no document of the current epoch has been looked at.
-    pub(crate) fn is_epoch_start(&self) -> bool {
-        self.token_offset == 0
-            && self.cursor()
-                == Cursor {
-                    epoch: self.epoch,
-                    ..Cursor::default()
-                }
+    /// Cut tokens among all tokens of the documents passed; 0 before the first.
+    pub fn cut_ratio(&self) -> f64 {
+        ratio(self.cut_tokens, self.tokens)
     }
 
+    /// Counts tokens that a row hands out.
     pub(crate) fn count_tokens(&mut self, ids: &[u32]) {
         self.tokens += ids.len() as u64;
         for byte in ids.iter().flat_map(|id| id.to_le_bytes()) {
             self.token_hash = (self.token_hash ^ u64::from(byte)).wrapping_mul(FNV_PRIME);
         }
     }
+}
+
+fn ratio(lost: u64, kept: u64) -> f64 {
+    lost as f64 / (lost + kept).max(1) as f64
 }
 
 #[cfg(test)]
@@ -121,6 +151,7 @@ mod tests {
     #[test]
     fn survives_a_round_trip_through_json() {
         let position = DataPosition {
+            sources: vec![SourcePosition::default(); 2],
             token_offset: 7,
             token_hash: u64::MAX - 1,
             ..DataPosition::default()
@@ -130,5 +161,17 @@ mod tests {
             serde_json::from_str::<DataPosition>(&json).unwrap(),
             position
         );
+    }
+
+    #[test]
+    fn shares_are_of_what_was_there() {
+        let position = DataPosition {
+            tokens: 75,
+            padding_tokens: 25,
+            ..DataPosition::default()
+        };
+        let shares = |position: &DataPosition| (position.padding_ratio(), position.cut_ratio());
+        assert_eq!(shares(&position), (0.25, 0.0));
+        assert_eq!(shares(&DataPosition::default()), (0.0, 0.0));
     }
 }

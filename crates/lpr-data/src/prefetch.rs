@@ -1,9 +1,9 @@
-//! Reads and tokenizes ahead: one reader thread, a few tokenizer threads, results in the order of
-//! the documents.
+//! Reads and tokenizes ahead: one reader thread a source, a few tokenizer threads for all, results in
+//! the order of the documents of each source.
 //!
-//! The reader collects items into jobs. For each job it first queues the receiving end of a
-//! one-shot channel in the ordered, bounded queue of the consumer, then hands the job to whichever
-//! worker is free. So order does not depend on the workers, memory is bounded by the queue, and
+//! A reader collects items into jobs. For each job it first queues the receiving end of a
+//! one-shot channel in the ordered, bounded queue of its source, then hands the job to whichever
+//! worker is free. So order does not depend on the workers, memory is bounded by the queues, and
 //! nobody waits for anybody behind him: a worker never blocks on its one-shot channel, hence the
 //! job at the head of the queue always gets done, however large another one is.
 
@@ -12,9 +12,10 @@ use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
 use std::sync::{Arc, Mutex};
 use std::thread::{Builder, JoinHandle};
 
-use crate::documents::{Documents, Event, Item};
+use crate::documents::{Event, Item};
 use crate::encoder::WordCache;
 use crate::error::{DataError, TokenizerError};
+use crate::shuffle::OrderedDocuments;
 use crate::tokenizer::{Tokenizer, pieces};
 
 /// A job is handed on when it has this much text. A longer document is a job of its own.
@@ -33,40 +34,51 @@ struct Job {
     result: SyncSender<JobResult>,
 }
 
+/// What comes from one source.
+struct Queue {
+    jobs: Receiver<Receiver<JobResult>>,
+    ready: std::vec::IntoIter<TokenItem>,
+}
+
 /// The consumer's end. Dropping it stops all threads and waits for them.
 pub(crate) struct Prefetch {
-    /// `None` only while dropping.
-    queue: Option<Receiver<Receiver<JobResult>>>,
-    ready: std::vec::IntoIter<TokenItem>,
+    /// One a source; empty only while dropping.
+    queues: Vec<Queue>,
     stop: Arc<AtomicBool>,
     threads: Vec<JoinHandle<()>>,
 }
 
 impl Prefetch {
-    /// Starts the threads.
+    /// Starts the threads for the given sources. Raising `stop` makes them give up, between two
+    /// pieces of a text at the latest.
     pub(crate) fn start(
-        documents: Documents,
+        sources: Vec<OrderedDocuments>,
         tokenizer: &Arc<Tokenizer>,
         num_workers: usize,
+        stop: Arc<AtomicBool>,
     ) -> Result<Self, DataError> {
-        let stop = Arc::new(AtomicBool::new(false));
-        let (queue_sender, queue) = sync_channel(2 * num_workers + 2);
+        let mut prefetch = Self {
+            queues: Vec::with_capacity(sources.len()),
+            stop: Arc::clone(&stop),
+            threads: Vec::with_capacity(num_workers + sources.len()),
+        };
+        // Declared after the threads, so that they find it closed if one of them does not start.
         let (jobs_sender, jobs) = channel();
         let jobs = Arc::new(Mutex::new(jobs));
-        let mut prefetch = Self {
-            queue: Some(queue),
-            ready: Vec::new().into_iter(),
-            stop: Arc::clone(&stop),
-            threads: Vec::with_capacity(num_workers + 1),
-        };
         for _ in 0..num_workers {
             let (jobs, tokenizer) = (Arc::clone(&jobs), Arc::clone(tokenizer));
             let stop = Arc::clone(&stop);
             prefetch.spawn("tokenizer", move || work(&jobs, &tokenizer, &stop))?;
         }
-        prefetch.spawn("data reader", move || {
-            read_ahead(documents, &queue_sender, &jobs_sender, &stop);
-        })?;
+        for documents in sources {
+            let (queue_sender, jobs) = sync_channel(2 * num_workers + 2);
+            let ready = Vec::new().into_iter();
+            prefetch.queues.push(Queue { jobs, ready });
+            let (jobs_sender, stop) = (jobs_sender.clone(), Arc::clone(&stop));
+            prefetch.spawn("data reader", move || {
+                read_ahead(documents, &queue_sender, &jobs_sender, &stop);
+            })?;
+        }
         Ok(prefetch)
     }
 
@@ -76,20 +88,20 @@ impl Prefetch {
         Ok(())
     }
 
-    /// The next item, in the order of the stream.
+    /// The next item of a source, in its order.
     ///
     /// # Errors
     /// What the reader or a worker met, or that a thread is gone. Must not be called after the last
     /// item.
-    pub(crate) fn next(&mut self) -> Result<TokenItem, DataError> {
+    pub(crate) fn next(&mut self, source: usize) -> Result<TokenItem, DataError> {
+        let queue = &mut self.queues[source];
         loop {
-            if let Some(item) = self.ready.next() {
+            if let Some(item) = queue.ready.next() {
                 return Ok(item);
             }
-            let queue = self.queue.as_ref().ok_or(DataError::ThreadStopped)?;
-            let result = queue.recv().map_err(|_| DataError::ThreadStopped)?;
+            let result = queue.jobs.recv().map_err(|_| DataError::ThreadStopped)?;
             let items = result.recv().map_err(|_| DataError::ThreadStopped)??;
-            self.ready = items.into_iter();
+            queue.ready = items.into_iter();
         }
     }
 }
@@ -97,8 +109,8 @@ impl Prefetch {
 impl Drop for Prefetch {
     fn drop(&mut self) {
         self.stop.store(true, Ordering::Relaxed);
-        // The reader's next send fails, it drops the job channel, and the workers find it closed.
-        self.queue = None;
+        // The readers' next sends fail, they drop the job channel, and the workers find it closed.
+        self.queues.clear();
         for thread in self.threads.drain(..) {
             // A panic in a thread has been reported by `next` already.
             let _ = thread.join();
@@ -106,10 +118,10 @@ impl Drop for Prefetch {
     }
 }
 
-/// Body of the reader thread. Returns at the end of the data, after an error, or when nobody
+/// Body of a reader thread. Returns at the end of the data, after an error, or when nobody
 /// listens any more.
 fn read_ahead(
-    mut documents: Documents,
+    mut documents: OrderedDocuments,
     queue: &SyncSender<Receiver<JobResult>>,
     jobs: &Sender<Job>,
     stop: &AtomicBool,

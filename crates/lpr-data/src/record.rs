@@ -5,10 +5,13 @@ use crate::error::{Place, Problem};
 /// One row, line or document of a file.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Record {
-    /// Parquet row group from 0; 0 in other formats.
+    /// Parquet row group from 0, in the order they are read; 0 in other formats.
     pub(crate) row_group: usize,
     /// Row inside the row group, line of a JSON file, or index of a synthetic document; from 0.
     pub(crate) row: u64,
+    /// Where this record and the next one start in a file that can be opened there; else 0.
+    pub(crate) byte: u64,
+    pub(crate) next_byte: u64,
     pub(crate) content: Content,
 }
 

@@ -1,11 +1,12 @@
 //! Documents to rows of at most `sequence_length` tokens, and the position after each.
 
+use std::ops::Range;
+
 use crate::config::Packing;
-use crate::documents::{Cursor, Event};
 use crate::error::{DataError, Warning};
-use crate::position::DataPosition;
-use crate::prefetch::Prefetch;
-use crate::split::Split;
+use crate::mixture::{Document, Mixture, PassedOver};
+use crate::position::{DataPosition, SourcePosition};
+use crate::windows::{Window, Windows};
 
 /// The target of a token that has no next token in its document.
 pub const IGNORE_INDEX: i32 = -100;
@@ -17,19 +18,26 @@ pub(crate) struct Row {
     pub(crate) targets: Vec<i32>,
     pub(crate) document_ids: Vec<u32>,
     pub(crate) position_ids: Vec<u32>,
+    /// (source, tokens) of each piece of a document.
+    source_tokens: Vec<(usize, usize)>,
 }
 
 impl Row {
-    /// Appends `tokens[start..end]` of a document; the last target looks one token ahead if the
-    /// document goes on.
-    fn push(&mut self, tokens: &[u32], start: usize, end: usize) {
-        let document_id = self.document_ids.last().map_or(0, |last| last + 1);
-        for (position, index) in (start..end).enumerate() {
+    /// Appends some tokens of a document; the last target looks one token ahead if the document
+    /// goes on. Without `document_mask` the row counts as one document.
+    fn push(&mut self, document: &Document, range: Range<usize>, document_mask: bool) {
+        let tokens = &document.tokens;
+        let (document_id, first_position) = match self.document_ids.last() {
+            Some(last) if document_mask => (last + 1, 0),
+            _ => (0, self.position_ids.len()),
+        };
+        self.source_tokens.push((document.source, range.len()));
+        for (offset, index) in range.enumerate() {
             self.input_ids.push(tokens[index]);
             let next = tokens.get(index + 1).map(|&id| id as i32);
             self.targets.push(next.unwrap_or(IGNORE_INDEX));
             self.document_ids.push(document_id);
-            self.position_ids.push(position as u32);
+            self.position_ids.push((first_position + offset) as u32);
         }
     }
 
@@ -42,45 +50,43 @@ impl Row {
 /// What shapes the rows.
 #[derive(Debug, Clone)]
 pub(crate) struct RowOptions {
-    pub(crate) split: Split,
-    pub(crate) num_shards: usize,
     pub(crate) sequence_length: usize,
     pub(crate) packing: Packing,
-    /// Appended to each document when packing.
-    pub(crate) eos_id: Option<u32>,
-    pub(crate) repeat: bool,
+    pub(crate) document_mask: bool,
+    /// No row begins after so many tokens.
+    pub(crate) max_tokens: Option<u64>,
 }
 
-/// A document that has not been used up.
-struct OpenDocument {
-    tokens: Vec<u32>,
-    next: Cursor,
+/// Where documents come from: one by one, or packed in windows.
+pub(crate) enum Feed {
+    Documents(Mixture),
+    Windows(Windows),
 }
 
-/// Turns the document stream into rows and keeps the position.
+/// Turns documents into rows and keeps the position.
 pub(crate) struct Sequences {
     options: RowOptions,
-    source: Prefetch,
+    feed: Feed,
     position: DataPosition,
-    /// Packing only: the document that `position` is inside of.
-    open: Option<OpenDocument>,
-    /// Whether the document at `position` is to be continued and has not been read again yet.
+    /// `packed`: the document that `position` is inside of.
+    open: Option<Document>,
+    /// `best_fit`: the window that `position` is inside of.
+    window: Option<Window>,
+    /// Whether what `position` is inside of has not been read again yet.
     resuming: bool,
-    /// Whether this epoch has had a usable document, or started before this loader was opened.
-    epoch_is_usable: bool,
     ended: bool,
     warnings: Vec<Warning>,
 }
 
 impl Sequences {
-    /// Rows from `position` on; `source` must start there as well.
-    pub(crate) fn new(options: RowOptions, source: Prefetch, position: DataPosition) -> Self {
+    /// Rows from `position` on; `feed` must start there as well.
+    pub(crate) fn new(options: RowOptions, feed: Feed, position: DataPosition) -> Self {
         Self {
             options,
-            source,
+            feed,
             open: None,
-            resuming: position.token_offset > 0,
-            epoch_is_usable: !position.is_epoch_start(),
+            window: None,
+            resuming: position.token_offset > 0 || position.window_rows > 0,
             ended: false,
             warnings: Vec::new(),
             position,
@@ -102,12 +108,20 @@ impl Sequences {
 
     /// The next row, which has at least one target; `None` at the end of the data.
     pub(crate) fn next_row(&mut self) -> Result<Option<Row>, DataError> {
+        let limit = self.options.max_tokens;
+        if limit.is_some_and(|limit| self.position.tokens >= limit) {
+            return Ok(None);
+        }
         let row = match self.options.packing {
             Packing::None => self.next_document_row()?,
             Packing::Packed => self.next_packed_row()?,
+            Packing::BestFit => self.next_window_row()?,
         };
         if let Some(row) = &row {
             self.position.count_tokens(&row.input_ids);
+            for &(source, num_tokens) in &row.source_tokens {
+                self.position.sources[source].tokens += num_tokens as u64;
+            }
         }
         Ok(row)
     }
@@ -121,8 +135,8 @@ impl Sequences {
         // What is cut away is no target either, as in the paper's trainer.
         document.tokens.truncate(kept);
         let mut row = Row::default();
-        row.push(&document.tokens, 0, kept);
-        self.position.set_cursor(document.next);
+        row.push(&document, 0..kept, true);
+        self.finish(&document);
         Ok(Some(row))
     }
 
@@ -139,10 +153,10 @@ impl Sequences {
             let start = self.position.token_offset;
             let room = self.options.sequence_length - row.input_ids.len();
             let end = document.tokens.len().min(start + room);
-            row.push(&document.tokens, start, end);
+            row.push(&document, start..end, self.options.document_mask);
             if end == document.tokens.len() {
                 self.position.token_offset = 0;
-                self.position.set_cursor(document.next);
+                self.finish(&document);
             } else {
                 self.position.token_offset = end;
                 self.open = Some(document);
@@ -156,87 +170,119 @@ impl Sequences {
         Ok(Some(row))
     }
 
-    /// Reads on to the next usable document, counting what is passed over; `None` at the end of the
-    /// data.
-    fn next_document(&mut self) -> Result<Option<OpenDocument>, DataError> {
-        while !self.ended {
-            let item = self.source.next()?;
-            if self.resuming && !(matches!(item.event, Event::Document(_)) && self.is_at(item.at)) {
-                return Err(self.mismatch("it is inside a document that is no longer there"));
+    fn next_window_row(&mut self) -> Result<Option<Row>, DataError> {
+        loop {
+            let Some(window) = self.take_window()? else {
+                return Ok(None);
+            };
+            let index = self.position.window_rows;
+            let row = window.rows.rows.get(index).map(|pieces| {
+                let mut row = Row::default();
+                for piece in pieces {
+                    let document = &window.documents[piece.document];
+                    row.push(document, piece.tokens.clone(), self.options.document_mask);
+                    self.position.documents += u64::from(piece.tokens.start == 0);
+                }
+                row
+            });
+            if index + 1 < window.rows.rows.len() {
+                self.position.window_rows = index + 1;
+                self.window = Some(window);
+            } else {
+                self.position.window_rows = 0;
+                self.ended = window.is_last;
+                set_places(&mut self.position.sources, &window.places);
             }
-            self.position.set_cursor(item.at);
-            match item.event {
-                Event::Document(tokens) => {
-                    if let Some(tokens) = self.accept(tokens)? {
-                        let next = item.next;
-                        return Ok(Some(OpenDocument { tokens, next }));
-                    }
-                }
-                Event::NoText => self.position.skipped_documents += 1,
-                Event::BadLine(warning) => {
-                    self.position.bad_lines += 1;
-                    self.warnings.extend(warning);
-                }
-                Event::BadShard(warning) => {
-                    self.position.bad_shards += 1;
-                    self.warnings.push(warning);
-                }
-                Event::EpochEnd => self.end_epoch()?,
+            if row.is_some() {
+                return Ok(row);
             }
-            self.position.set_cursor(item.next);
         }
-        Ok(None)
     }
 
-    /// The tokens of a document as the rows need them; `None`, and counted, if there is nothing to
-    /// predict in it.
-    fn accept(&mut self, mut tokens: Vec<u32>) -> Result<Option<Vec<u32>>, DataError> {
-        let is_packed = self.options.packing == Packing::Packed;
-        if is_packed && !tokens.is_empty() {
-            tokens.extend(self.options.eos_id);
+    /// The window in progress or the next one; `None` at the end of the data.
+    fn take_window(&mut self) -> Result<Option<Window>, DataError> {
+        if let Some(window) = self.window.take() {
+            return Ok(Some(window));
         }
-        if self.resuming {
-            self.resuming = false;
-            if !is_packed || self.position.token_offset >= tokens.len() {
-                return Err(self.mismatch(&format!(
-                    "it is {} tokens into a document of {}",
-                    self.position.token_offset,
-                    tokens.len()
+        let Feed::Windows(windows) = &mut self.feed else {
+            return Ok(None);
+        };
+        if self.ended {
+            return Ok(None);
+        }
+        let mut window = windows.next()?;
+        self.warnings.append(&mut window.warnings);
+        if std::mem::take(&mut self.resuming) {
+            // What it passed over was counted with its first row.
+            let (row, num_rows) = (self.position.window_rows, window.rows.rows.len());
+            if row >= num_rows {
+                return Err(mismatch(&format!(
+                    "it is {row} rows into a window of {num_rows}"
                 )));
             }
-        } else if tokens.len() < 2 {
-            self.position.skipped_documents += 1;
-            return Ok(None);
         } else {
-            self.position.documents += 1;
+            self.count_passed_over(&std::mem::take(&mut window.passed));
+            self.position.cut_tokens += window.rows.cut_tokens;
         }
-        self.epoch_is_usable = true;
-        Ok(Some(tokens))
+        Ok(Some(window))
     }
 
-    fn end_epoch(&mut self) -> Result<(), DataError> {
-        if !self.epoch_is_usable {
-            return Err(DataError::NoUsableDocuments {
-                split: self.options.split,
-                num_shards: self.options.num_shards,
-                skipped_documents: self.position.skipped_documents,
-                bad_lines: self.position.bad_lines,
-                bad_shards: self.position.bad_shards,
-            });
+    /// Reads on to the next document, counting what is passed over; `None` at the end of the data.
+    fn next_document(&mut self) -> Result<Option<Document>, DataError> {
+        let Feed::Documents(mixture) = &mut self.feed else {
+            return Ok(None);
+        };
+        if self.ended {
+            return Ok(None);
         }
-        self.epoch_is_usable = false;
-        self.ended = !self.options.repeat;
-        Ok(())
+        let document = mixture.next()?;
+        let (passed, warnings) = (mixture.take_passed_over(), mixture.take_warnings());
+        let places = mixture.places();
+        if std::mem::take(&mut self.resuming) {
+            let is_there = places == self.position.sources;
+            let len = document
+                .as_ref()
+                .map_or(0, |document| document.tokens.len());
+            let offset = self.position.token_offset;
+            if !is_there || offset >= len {
+                return Err(mismatch(&format!(
+                    "it is {offset} tokens into a document that is not there any more"
+                )));
+            }
+        } else {
+            self.position.documents += u64::from(document.is_some());
+        }
+        set_places(&mut self.position.sources, places);
+        self.ended = document.is_none();
+        self.count_passed_over(&passed);
+        self.warnings.extend(warnings);
+        Ok(document)
     }
 
-    fn is_at(&self, cursor: Cursor) -> bool {
-        self.position.cursor() == cursor
-    }
-
-    fn mismatch(&self, reason: &str) -> DataError {
-        let Cursor { shard, row, .. } = self.position.cursor();
-        DataError::PositionMismatch {
-            reason: format!("{reason} (file {shard}, row {row})"),
+    /// Moves on behind a document that is used up.
+    fn finish(&mut self, document: &Document) {
+        if let Feed::Documents(mixture) = &mut self.feed {
+            mixture.finish(document);
+            set_places(&mut self.position.sources, mixture.places());
         }
     }
+
+    fn count_passed_over(&mut self, passed: &PassedOver) {
+        self.position.skipped_documents += passed.skipped_documents;
+        self.position.bad_lines += passed.bad_lines;
+        self.position.bad_shards += passed.bad_shards;
+    }
+}
+
+/// Takes over where the sources stand; what they gave is counted row by row.
+fn set_places(sources: &mut [SourcePosition], places: &[SourcePosition]) {
+    for (source, place) in sources.iter_mut().zip(places) {
+        source.cursor = place.cursor;
+        source.tokens_before = place.tokens_before;
+    }
+}
+
+fn mismatch(reason: &str) -> DataError {
+    let reason = reason.to_owned();
+    DataError::PositionMismatch { reason }
 }

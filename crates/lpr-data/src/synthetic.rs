@@ -10,6 +10,7 @@
 use std::collections::HashSet;
 use std::sync::LazyLock;
 
+use crate::random::Random;
 use crate::split::Split;
 
 /// Number of topics.
@@ -209,39 +210,6 @@ impl ZipfWeights {
         let total = self.running_sums.last().copied().unwrap_or(1);
         let value = random.below(total);
         self.running_sums.partition_point(|&sum| sum <= value)
-    }
-}
-
-/// `SplitMix64` (Steele, Lea and Flood, 2014), started from a hash of a seed and a stream number.
-struct Random {
-    state: u64,
-}
-
-impl Random {
-    fn new(seed: u64, stream: u64) -> Self {
-        let mut start = Self {
-            state: seed ^ stream.wrapping_mul(0xd134_2543_de82_ef95),
-        };
-        Self {
-            state: start.next(),
-        }
-    }
-
-    fn next(&mut self) -> u64 {
-        self.state = self.state.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.state;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    }
-
-    /// A number in `0..bound`, by multiplication (the bias is below `bound / 2^64`).
-    fn below(&mut self, bound: u64) -> u64 {
-        ((u128::from(self.next()) * u128::from(bound)) >> 64) as u64
-    }
-
-    fn pick<'a, T>(&mut self, items: &'a [T]) -> &'a T {
-        &items[self.below(items.len() as u64) as usize]
     }
 }
 

@@ -102,6 +102,10 @@ pub struct TrainArgs {
     #[arg(long, value_name = "PATH", num_args = 0..=1, require_equals = true)]
     #[arg(default_missing_value = "")]
     resume: Option<OsString>,
+    /// With --resume: go on although the files of data.train are not those of the checkpoint. A
+    /// source that changed begins its next epoch, unless it changed behind the file being read.
+    #[arg(long, requires = "resume")]
+    pub allow_data_change: bool,
     /// Where to compute; this build has only `cpu`. Overrides `train.device`.
     #[arg(long, value_name = "DEVICE", env = "LPR_DEVICE")]
     pub device: Option<String>,

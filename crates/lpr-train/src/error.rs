@@ -1,5 +1,6 @@
 //! Why a command failed, and the exit code that scripts see.
 
+use std::fmt::Display;
 use std::io;
 use std::path::{Path, PathBuf};
 
@@ -44,18 +45,17 @@ pub enum TrainError {
     },
     /// The training data is not what it was when the checkpoint was saved.
     #[error(
-        "the training data or the tokenizer changed since {} was saved (fingerprint {saved} -> \
-         {current}); restore \
-         the files, or start a new run with another train.run_dir",
-        checkpoint.display()
+        "the training data changed since {} was saved:{}\nrestore it, or start a new run with \
+         another train.run_dir; --allow-data-change goes on, unless the tokenizer is another \
+         one",
+        checkpoint.display(),
+        list(differences)
     )]
     OtherData {
         /// The folder of the checkpoint.
         checkpoint: PathBuf,
-        /// Fingerprint at that time.
-        saved: String,
-        /// Fingerprint now.
-        current: String,
+        /// What is different, one sentence each.
+        differences: Vec<String>,
     },
     /// `data check` found files that cannot be used.
     #[error("{bad} of {total} data files cannot be used")]
@@ -154,7 +154,7 @@ impl TrainError {
     }
 }
 
-fn list(differences: &[Difference]) -> String {
+fn list(differences: &[impl Display]) -> String {
     let line = |text: String, difference| text + &format!("\n  {difference}");
     differences.iter().fold(String::new(), line)
 }
@@ -192,7 +192,7 @@ mod tests {
             saved: "1".to_owned(),
             current: "2".to_owned(),
         };
-        let cases: [(TrainError, u8); 12] = [
+        let cases: [(TrainError, u8); 13] = [
             (TrainError::io(&path, io()), 1),
             (TrainError::Output(io()), 1),
             (
@@ -226,6 +226,13 @@ mod tests {
                 TrainError::OtherRun {
                     checkpoint: path.clone(),
                     differences: vec![difference],
+                },
+                4,
+            ),
+            (
+                TrainError::OtherData {
+                    checkpoint: path.clone(),
+                    differences: vec!["a.jsonl was removed".to_owned()],
                 },
                 4,
             ),

@@ -1,6 +1,7 @@
 //! What a run says about itself: one record per logged step and per evaluation, with the keys of
 //! `metrics.jsonl`.
 
+use lpr_data::DataPosition;
 use serde::ser::SerializeMap;
 use serde::{Serialize, Serializer};
 use serde_json::Value as Json;
@@ -50,9 +51,45 @@ pub struct StepRecord {
     /// Steps that were skipped, and why.
     #[serde(flatten)]
     pub stability: StabilityTotals,
+    /// What became of the training data since the beginning of the run.
+    pub data: DataRecord,
     /// Expert load of the steps that were applied since the last record.
     #[serde(flatten)]
     pub balance: BalanceRecord,
+}
+
+/// What became of the training data since the beginning of the run; nothing is lost uncounted.
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+pub struct DataRecord {
+    /// Documents trained on, in whole or in part.
+    pub documents: u64,
+    /// Documents without enough text.
+    pub skipped_documents: u64,
+    /// Lines that could not be read.
+    pub bad_lines: u64,
+    /// Files given up on.
+    pub bad_shards: u64,
+    /// Padding among all positions.
+    pub padding_ratio: f64,
+    /// Cut tokens among all tokens of the documents.
+    pub cut_ratio: f64,
+    /// Tokens trained on from each source of `data.weights`; one number without weights.
+    pub source_tokens: Vec<u64>,
+}
+
+impl DataRecord {
+    /// The counts of a position.
+    pub fn new(data: &DataPosition) -> Self {
+        Self {
+            documents: data.documents,
+            skipped_documents: data.skipped_documents,
+            bad_lines: data.bad_lines,
+            bad_shards: data.bad_shards,
+            padding_ratio: data.padding_ratio(),
+            cut_ratio: data.cut_ratio(),
+            source_tokens: data.sources.iter().map(|source| source.tokens).collect(),
+        }
+    }
 }
 
 fn serialize_aux<S: Serializer>(aux: &[(String, f64)], serializer: S) -> Result<S::Ok, S::Error> {
@@ -292,6 +329,7 @@ mod tests {
             step_time_ms: 20.0,
             stability: StabilityTotals::default(),
             wall_time: 1.0,
+            data: DataRecord::default(),
             balance: BalanceRecord::new(&counts(), Some(&trackers)).expect("finite"),
         }
     }
@@ -339,6 +377,7 @@ mod tests {
             "spikes_total",
             "skipped_total",
             "rollbacks_total",
+            "data",
             "gini",
             "min_max_ratio",
             "dead_experts",

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use burn::tensor::Device;
-use lpr_data::{DataConfig, DataLoader, DataPosition, Split, Tokenizer};
+use lpr_data::{DataConfig, DataFingerprint, DataLoader, DataPosition, Split, Tokenizer};
 use lpr_kernels::{ProductPrecision, has_bf16_products, set_product_precision};
 use lpr_model::CausalLm;
 use lpr_model::estimate::estimate;
@@ -40,8 +40,8 @@ pub struct RunState {
     pub step: u64,
     /// Where the next batch starts.
     pub data: DataPosition,
-    /// What the training data was: names and sizes of the files, and the tokenizer.
-    pub data_fingerprint: String,
+    /// What the training data was: the files of each source, and the tokenizer.
+    pub data_fingerprint: DataFingerprint,
     /// Exact counts per layer since the last logged step.
     pub window: Vec<LoadCounts>,
     /// Smoothed loads per layer.
@@ -72,13 +72,13 @@ pub struct EvalPoint {
 
 impl RunState {
     /// Before the first step.
-    pub fn new(config: &RunConfig, data_fingerprint: &str) -> Self {
+    pub fn new(config: &RunConfig, data_fingerprint: DataFingerprint) -> Self {
         let decoder = config.model.decoder();
         let (layers, experts) = (decoder.num_moe_layers(), decoder.moe.num_experts);
         Self {
             step: 0,
             data: DataPosition::default(),
-            data_fingerprint: data_fingerprint.to_owned(),
+            data_fingerprint,
             window: vec![LoadCounts::new(experts); layers],
             trackers: vec![LoadTracker::new(experts); layers],
             idle: IdleExperts::new(layers, experts),

@@ -17,7 +17,7 @@ use crate::error::{Outcome, TrainError};
 use crate::eval::evaluate;
 use crate::liveness::{Watch, check_counts};
 use crate::optimizer::Optimizer;
-use crate::record::{BalanceRecord, EvalRecord, EvalSummary, StepRecord};
+use crate::record::{BalanceRecord, DataRecord, EvalRecord, EvalSummary, StepRecord};
 use crate::report::{Level, Reporter};
 use crate::schedule::Schedule;
 use crate::session::{self, RunState};
@@ -230,7 +230,7 @@ impl Trainer<'_> {
         let state = &mut self.state;
         let record = StepRecord {
             step: state.step,
-            epoch: state.data.epoch,
+            epoch: state.data.epoch(),
             tokens_seen: state.data.tokens,
             loss_ce: report.loss_ce,
             loss_total: report.loss_total,
@@ -246,6 +246,7 @@ impl Trainer<'_> {
             step_time_ms: seconds * 1e3 / steps,
             wall_time: clock::now(),
             stability: state.stability.totals(),
+            data: DataRecord::new(&state.data),
             balance: BalanceRecord::new(&state.window, Some(&state.trackers))?,
         };
         state.window.iter_mut().for_each(LoadCounts::reset);

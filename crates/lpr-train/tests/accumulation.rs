@@ -80,7 +80,7 @@ fn batches(rows: usize, packing: Packing) -> Vec<MicroBatch> {
     let corpus = tempfile::tempdir().unwrap();
     support::write_corpus(corpus.path());
     let source = match packing {
-        Packing::Packed => "builtin:synthetic".to_owned(),
+        Packing::Packed | Packing::BestFit => "builtin:synthetic".to_owned(),
         Packing::None => corpus.path().join("*.jsonl").display().to_string(),
     };
     let mut config = DataConfig::new(vec![source]);

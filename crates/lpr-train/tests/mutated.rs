@@ -10,6 +10,7 @@ use std::fs;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use lpr_data::{DataFingerprint, FileFingerprint};
 use lpr_train::checkpoint::{Checkpoint, MANIFEST_FILE};
 use lpr_train::config::RunConfig;
 use lpr_train::hugging_face::folder::{read_json, read_tensors};
@@ -176,7 +177,17 @@ fn manifests() {
 #[test]
 fn states() {
     let config = RunConfig::parse("x", &lpr_train::config::template(), &[]).unwrap();
-    let state = serde_json::to_vec(&RunState::new(&config, "x")).unwrap();
+    let file = FileFingerprint {
+        name: "a.parquet".to_owned(),
+        bytes: 1000,
+        hash: "0f".repeat(32),
+    };
+    let data = DataFingerprint {
+        tokenizer: "bytes".to_owned(),
+        sources: vec![vec![file]],
+        ..DataFingerprint::default()
+    };
+    let state = serde_json::to_vec(&RunState::new(&config, data)).unwrap();
     throw("states", &[state], |bytes| {
         serde_json::from_slice::<RunState>(bytes).is_ok()
     });

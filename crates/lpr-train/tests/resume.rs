@@ -49,20 +49,75 @@ fn one_leg_two_legs_and_three_legs_end_with_the_same_bits() {
         setup.assert_same("whole", "three");
         // The stops were where they are hardest.
         let data = |step: u64| setup.state("whole", step)["data"].clone();
-        let epochs = data(40)["epoch"].as_u64().unwrap();
+        let epoch = |step| {
+            data(step)["sources"][0]["cursor"]["epoch"]
+                .as_u64()
+                .unwrap()
+        };
+        let epochs = epoch(40);
         assert!(
             epochs >= 1,
             "{variant:?}: the run must pass over the data more than once"
         );
         if variant.accumulation == 4 {
-            assert!(
-                data(30)["epoch"].as_u64().unwrap() >= 1,
-                "{variant:?}: stops in a later epoch"
-            );
+            assert!(epoch(30) >= 1, "{variant:?}: stops in a later epoch");
         }
         stopped_inside_a_document |= data(20)["token_offset"].as_u64().unwrap() > 0;
     }
     assert!(stopped_inside_a_document);
+}
+
+/// What lpr-data tests for every mix, here down to the weights.
+#[test]
+fn shuffled_and_weighted_sources_resume_exactly_in_the_second_epoch() {
+    for (packing, weights) in [
+        ("none", "[1.0, 3.0]"),
+        ("packed", "[1.0, 3.0]"),
+        ("best_fit", "[1.0, 3.0]"),
+        ("best_fit", "[]"),
+    ] {
+        let setup = Setup::new(Variant {
+            packing,
+            accumulation: 2,
+            ..LPR
+        });
+        let shards = [0, 1].map(|shard| setup.folder.path().join(format!("shard-{shard}.jsonl")));
+        let overrides = [
+            format!("data.train={shards:?}"),
+            format!("data.weights={weights}"),
+            "data.shuffle=true".to_owned(),
+            "data.shuffle_window=10".to_owned(),
+            "data.packing_window=16".to_owned(),
+        ];
+        let train = |name: &str, resume: &[&str]| {
+            let config = setup.config(name);
+            let mut args = vec!["-q", "--config", &config];
+            args.extend(resume);
+            for change in &overrides {
+                args.extend(["--override", change]);
+            }
+            run_well(&args);
+        };
+        train("whole", &[]);
+        setup.copy_at("whole", "second", 15);
+        train("second", &["--resume"]);
+        setup.copy_at("second", "three", 30);
+        train("three", &["--resume"]);
+        setup.assert_same("whole", "three");
+        for source in setup.state("whole", 30)["data"]["sources"]
+            .as_array()
+            .unwrap()
+        {
+            let epoch = source["cursor"]["epoch"].as_u64().unwrap();
+            assert!(epoch >= 1, "{packing} {weights}: {source}");
+        }
+        let lines = setup.metrics("whole");
+        let data = lines.iter().rev().map(|line| &line["data"]);
+        let data = data.into_iter().find(|data| data.is_object()).unwrap();
+        let tokens = data["source_tokens"].as_array().unwrap();
+        assert_eq!(tokens.len(), if weights == "[]" { 1 } else { 2 });
+        assert_eq!(data["padding_ratio"] == 0.0, packing == "packed", "{data}");
+    }
 }
 
 #[test]
@@ -216,8 +271,23 @@ fn another_model_or_other_data_is_refused_and_a_lower_rate_is_not() {
     let shard = setup.folder.path().join("shard-0.jsonl");
     let longer = std::fs::read_to_string(&shard).unwrap() + "{\"text\": \"one more\"}\n";
     std::fs::write(shard, longer).unwrap();
-    let output = run(&["-q", "--resume", "--config", &setup.config("moved")]);
-    assert_eq!(output.status.code(), Some(4), "{}", text(&output.stderr));
+    let resume = ["-q", "--resume", "--config", &setup.config("moved")];
+    let output = run(&resume);
+    let message = text(&output.stderr);
+    assert_eq!(output.status.code(), Some(4), "{message}");
+    assert!(message.contains("shard-0.jsonl: "), "{message}");
+    assert!(message.contains("--allow-data-change"), "{message}");
+    let output = run_well(&[&resume[..], &["--allow-data-change"]].concat());
+    let message = text(&output.stderr);
+    assert!(message.contains("shard-0.jsonl: "), "{message}");
+    // The file was being read, or had been: the source began its next epoch.
+    let epoch = |run: &str, step| {
+        let state = setup.state(run, step);
+        state["data"]["sources"][0]["cursor"]["epoch"]
+            .as_u64()
+            .unwrap()
+    };
+    assert!(epoch("moved", 25) > epoch("whole", 25));
 }
 
 #[test]

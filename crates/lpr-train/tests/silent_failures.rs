@@ -249,7 +249,7 @@ fn run(setup: &Setup, model: CausalLm) -> (Result<u8, (u8, String)>, u64) {
         device: Device::flex(),
         tokenizer: Arc::new(Tokenizer::open("bytes").unwrap()),
         optimizer: Optimizer::new(&config.optimizer),
-        state: RunState::new(config, loader.fingerprint()),
+        state: RunState::new(config, loader.fingerprint().clone()),
         loader,
         checkpoints: setup.folder.path().join("checkpoints"),
         reporter: &mut reporter,

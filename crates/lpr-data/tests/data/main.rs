@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod files;
+mod mixes;
 mod mutations;
 mod streams;
 mod support;

@@ -4,6 +4,7 @@ use std::fmt::Write as _;
 use std::path::Path;
 
 use burn::tensor::Device;
+use lpr_data::DataFingerprint;
 use lpr_model::hugging_face::from_hugging_face;
 use lpr_model::parameters::{parameter_shapes, with_parameter_values};
 use lpr_model::{CausalLm, RouterConfig};
@@ -60,7 +61,7 @@ pub fn run(args: &ImportArgs) -> Result<Outcome, TrainError> {
     };
     new_folder::create(&args.out, |temporary| {
         let optimizer = Optimizer::new(&config.optimizer);
-        let state = RunState::new(&config, "");
+        let state = RunState::new(&config, DataFingerprint::default());
         session::save(temporary, &config, &model, &optimizer, &state)?;
         Ok(temporary.join(crate::checkpoint::folder_name(0)))
     })?;

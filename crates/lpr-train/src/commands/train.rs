@@ -1,8 +1,9 @@
 //! `lpr-train --config x.toml`
 
 use std::fmt::Write as _;
+use std::sync::Arc;
 
-use lpr_data::{DataLoader, DataPosition, Split};
+use lpr_data::{DataError, DataLoader, DataPosition, Split, Tokenizer};
 use lpr_model::RouterConfig;
 
 use super::config;
@@ -50,14 +51,24 @@ pub fn run(args: &TrainArgs, verbosity: Verbosity) -> Result<Outcome, TrainError
             session::check_state(checkpoint, state, &config)?;
         }
     }
-    let start = saved
-        .as_ref()
-        .map_or_else(DataPosition::default, |state| state.data.clone());
-    let rows = config.train.micro_batch_size;
-    let loader = DataLoader::open(&config.data, Split::Train, rows, tokenizer.clone(), &start)?;
-    let state = match (&checkpoint, saved) {
-        (Some(checkpoint), Some(state)) => same_data(checkpoint, state, loader.fingerprint())?,
-        _ => RunState::new(&config, loader.fingerprint()),
+    let loader = match (&checkpoint, &saved) {
+        (Some(checkpoint), Some(state)) if state.step > 0 => resume_data(
+            checkpoint,
+            state,
+            &config,
+            &tokenizer,
+            args.allow_data_change,
+        )?,
+        _ => open_data(&config, &tokenizer)?,
+    };
+    let fingerprint = loader.fingerprint().clone();
+    let state = match saved {
+        Some(state) => RunState {
+            data: loader.position().clone(),
+            data_fingerprint: fingerprint,
+            ..state
+        },
+        None => RunState::new(&config, fingerprint),
     };
 
     let autodiff = device.clone().autodiff();
@@ -160,24 +171,39 @@ fn compare_configs(
     })
 }
 
-fn same_data(
+/// The training data from its start.
+fn open_data(config: &RunConfig, tokenizer: &Arc<Tokenizer>) -> Result<DataLoader, TrainError> {
+    let rows = config.train.micro_batch_size;
+    let start = DataPosition::default();
+    let tokenizer = Arc::clone(tokenizer);
+    Ok(DataLoader::open(
+        &config.data,
+        Split::Train,
+        rows,
+        tokenizer,
+        &start,
+    )?)
+}
+
+/// The training data where the checkpoint left it.
+fn resume_data(
     checkpoint: &Checkpoint,
-    state: RunState,
-    fingerprint: &str,
-) -> Result<RunState, TrainError> {
-    if state.data_fingerprint == fingerprint {
-        return Ok(state);
-    }
-    if state.step == 0 {
-        return Ok(RunState {
-            data_fingerprint: fingerprint.to_owned(),
-            ..state
-        });
-    }
-    Err(TrainError::OtherData {
-        checkpoint: checkpoint.path().to_path_buf(),
-        saved: state.data_fingerprint,
-        current: fingerprint.to_owned(),
+    state: &RunState,
+    config: &RunConfig,
+    tokenizer: &Arc<Tokenizer>,
+    allow_change: bool,
+) -> Result<DataLoader, TrainError> {
+    let rows = config.train.micro_batch_size;
+    let saved = (&state.data, &state.data_fingerprint);
+    let tokenizer = Arc::clone(tokenizer);
+    DataLoader::resume(&config.data, rows, tokenizer, saved, allow_change).map_err(|error| {
+        match error {
+            DataError::Changed { differences } => TrainError::OtherData {
+                checkpoint: checkpoint.path().to_path_buf(),
+                differences,
+            },
+            error => error.into(),
+        }
     })
 }
 
@@ -208,10 +234,37 @@ fn summary(args: &TrainArgs, config: &RunConfig, run_dir: &RunDir, state: &RunSt
         state.data.tokens,
         run_dir.path().display()
     );
+    text.push_str(&data_summary(&state.data));
     if let (Some(first), Some(last)) = (state.first_evaluation, state.last_evaluation) {
         text.push_str(&comparison(config.router.name(), &first, &last));
     }
     text.push_str(&suggestions(args, config, run_dir, state.step));
+    text
+}
+
+/// What became of the training data, as far as it is not plain.
+fn data_summary(data: &DataPosition) -> String {
+    let mut text = format!(
+        "data: {} documents, {:.2} % of positions padding, {:.2} % of tokens cut",
+        data.documents,
+        100.0 * data.padding_ratio(),
+        100.0 * data.cut_ratio()
+    );
+    for (count, what) in [
+        (data.skipped_documents, "empty or too short"),
+        (data.bad_lines, "bad lines skipped"),
+        (data.bad_shards, "bad files given up"),
+    ] {
+        if count > 0 {
+            let _ = write!(text, ", {count} {what}");
+        }
+    }
+    if data.sources.len() > 1 {
+        let tokens = data.sources.iter().map(|source| source.tokens);
+        let tokens: Vec<String> = tokens.map(|tokens| tokens.to_string()).collect();
+        let _ = write!(text, "\ntokens of each source: {}", tokens.join(", "));
+    }
+    text.push('\n');
     text
 }
 

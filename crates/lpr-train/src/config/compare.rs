@@ -47,7 +47,7 @@ impl Differences {
 }
 
 /// Sections (with a dot at the end) and keys that may change.
-const NOTED: [&str; 17] = [
+const NOTED: [&str; 22] = [
     "optimizer.learning_rate",
     "optimizer.weight_decay",
     "optimizer.max_grad_norm",
@@ -61,6 +61,12 @@ const NOTED: [&str; 17] = [
     "checkpoint.",
     "eval.",
     "log.",
+    // What the next four say is in the data's fingerprint, which is compared apart.
+    "data.train",
+    "data.weights",
+    "data.text_column",
+    "data.tokenizer",
+    "data.max_tokens",
     "data.validation",
     "data.on_bad_shard",
     "data.on_data_end",

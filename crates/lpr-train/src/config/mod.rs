@@ -139,7 +139,7 @@ pub struct TrainConfig {
     /// Micro-batches whose gradients are added up for one optimizer step.
     #[schemars(range(min = 1, max = 65_536))]
     pub gradient_accumulation_steps: usize,
-    /// Seed of everything random.
+    /// Seed of everything random but the order of the data, which has `data.shuffle_seed`.
     #[schemars(range(min = 0, max = 9_223_372_036_854_775_807_u64))]
     pub seed: u64,
     /// Where to compute; "cpu" is the only device of this build.

@@ -30,6 +30,7 @@ pub fn check(
     broken.extend(or_default(value, "optimizer").iter().flat_map(optimizer));
     broken.extend(or_default(value, "schedule").iter().flat_map(schedule));
     broken.extend(or_default(value, "train").iter().flat_map(train));
+    broken.extend(section(value, "data").iter().filter_map(weights));
     if let (Some(data), Some(eval)) = (section(value, "data"), or_default(value, "eval")) {
         broken.extend(evaluation(&data, &eval));
     }
@@ -119,6 +120,12 @@ fn is_device(name: &str) -> bool {
         !text.is_empty() && text.len() <= 4 && text.bytes().all(|byte| byte.is_ascii_digit())
     };
     DEVICE_NAMES.contains(&name) || name.strip_prefix("cuda:").is_some_and(number)
+}
+
+fn weights(data: &DataConfig) -> Option<ConfigProblem> {
+    let reason = data.weights_problem()?;
+    let message = format!("is {:?}: {reason}", data.weights);
+    Some(ConfigProblem::new("data.weights", message))
 }
 
 fn evaluation(data: &DataConfig, eval: &EvalConfig) -> Vec<ConfigProblem> {

@@ -305,6 +305,22 @@ fn tokens_become_steps_that_reach_them() {
 }
 
 #[test]
+fn weights_must_fit_the_entries_they_weigh() {
+    for (weights, hint) in [
+        ("[0.5]", "1 weights for 2 entries"),
+        ("[1.0, 0.0]", "above 0"),
+    ] {
+        let weights = format!("data.weights={weights}");
+        let found = problems(VALID, &["data.train=[\"a\", \"b\"]", &weights]);
+        assert!(
+            found.len() == 1 && found[0].contains("data.weights") && found[0].contains(hint),
+            "{found:?}"
+        );
+    }
+    valid(&["data.train=[\"a\", \"b\"]", "data.weights=[1, 2.5]"]);
+}
+
+#[test]
 fn evaluation_needs_something_to_evaluate_on() {
     let found = problems(VALID, &["eval.every_steps=5"]);
     assert!(
@@ -449,9 +465,12 @@ fn what_defines_the_run_may_not_change_on_resume() {
         "model.vocab_size=300",
         "router.kind=softmax_topk",
         "router.latent_dim=8",
-        "data.train=[\"a.parquet\"]",
-        "data.tokenizer=other",
         "data.packing=packed",
+        "data.packing_window=7",
+        "data.document_mask=false",
+        "data.shuffle=true",
+        "data.shuffle_window=7",
+        "data.shuffle_seed=7",
         "data.sequence_length=32",
         "train.micro_batch_size=3",
         "train.gradient_accumulation_steps=2",
@@ -483,6 +502,10 @@ fn what_only_steers_the_run_may_change_and_is_noted() {
         "train.total_steps=200",
         "train.device=wgpu",
         "train.run_dir=elsewhere",
+        "data.train=[\"a.parquet\"]",
+        "data.tokenizer=other",
+        "data.text_column=body",
+        "data.max_tokens=9",
         "checkpoint.every_steps=5",
         "eval.max_tokens=5",
         "log.every_steps=1",

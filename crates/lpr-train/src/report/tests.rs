@@ -2,7 +2,7 @@ use std::fs::{self, File};
 use std::sync::{Arc, Mutex};
 
 use super::*;
-use crate::record::{BalanceRecord, EvalSummary};
+use crate::record::{BalanceRecord, DataRecord, EvalSummary};
 use crate::stability::StabilityTotals;
 
 fn step(step: u64) -> StepRecord {
@@ -20,6 +20,7 @@ fn step(step: u64) -> StepRecord {
         step_time_ms: 1.0,
         stability: StabilityTotals::default(),
         wall_time: 0.0,
+        data: DataRecord::default(),
         balance: BalanceRecord {
             gini: 0.5,
             min_max_ratio: 0.125,
