@@ -21,6 +21,7 @@ mod format;
 mod json_lines;
 mod mixture;
 mod parquet;
+mod parquet_footer;
 mod position;
 mod prefetch;
 mod random;

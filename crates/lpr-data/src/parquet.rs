@@ -17,6 +17,7 @@ use parquet::file::reader::{FileReader, SerializedFileReader};
 use parquet::schema::types::SchemaDescriptor;
 
 use crate::error::{Place, Problem};
+use crate::parquet_footer::impossible_list;
 use crate::random::permutation;
 use crate::record::{Content, Failure, Record, describe_bytes};
 
@@ -172,8 +173,11 @@ impl ParquetReader {
 
 fn open_file(path: &Path) -> Result<SerializedFileReader<File>, Problem> {
     let io = |error: std::io::Error| Problem::Io(error.to_string());
-    check_magic(&mut File::open(path).map_err(io)?)?;
-    let file = File::open(path).map_err(io)?;
+    let mut file = File::open(path).map_err(io)?;
+    check_magic(&mut file)?;
+    if let Some(found) = impossible_list(&mut file).map_err(io)? {
+        return Err(Problem::Footer(found));
+    }
     catch_unwind(AssertUnwindSafe(|| SerializedFileReader::new(file)))
         .map_err(|_| Problem::Footer("the decoder panicked".to_owned()))?
         .map_err(|error| Problem::Footer(error.to_string()))
