@@ -5,6 +5,7 @@ use serde::Serialize;
 use crate::documents::{ShardReader, shard_error};
 use crate::error::{DataError, ShardError};
 use crate::position::Cursor;
+use crate::prepared::check_prepared;
 use crate::record::Content;
 use crate::source::{Shard, resolve};
 use crate::split::Split;
@@ -21,7 +22,7 @@ pub struct FileReport {
     pub skipped: u64,
     /// Lines or rows that cannot be read.
     pub bad_lines: u64,
-    /// Size of all texts, in bytes of UTF-8.
+    /// Size of all texts, in bytes of UTF-8; four for each prepared token.
     pub bytes: u64,
     /// Tokens of all texts without end marks, if a tokenizer was given.
     pub tokens: Option<u64>,
@@ -67,7 +68,8 @@ fn check_shard(
                 return Ok(report);
             }
         };
-    let mut first_error: Option<ShardError> = None;
+    let mut first_error: Option<ShardError> = tokenizer
+        .and_then(|tokenizer| check_prepared(std::slice::from_ref(shard), tokenizer).err());
     loop {
         match reader.next() {
             Ok(None) => break,
@@ -78,6 +80,11 @@ fn check_shard(
                     if let (Some(tokens), Some(tokenizer)) = (&mut report.tokens, tokenizer) {
                         *tokens += tokenizer.encode(&text)?.len() as u64;
                     }
+                }
+                Content::Tokens(ids) => {
+                    report.documents += 1;
+                    report.bytes += size_of_val(ids.as_slice()) as u64;
+                    report.tokens = report.tokens.map(|tokens| tokens + ids.len() as u64);
                 }
                 Content::NoText => report.skipped += 1,
                 Content::Bad(place, problem) => {

@@ -8,6 +8,7 @@ use crate::error::{DataError, Warning};
 use crate::fingerprint::DataFingerprint;
 use crate::mixture::{MixtureOptions, SourceOptions};
 use crate::position::{DataPosition, SourcePosition};
+use crate::prepared::check_prepared;
 use crate::random::key;
 use crate::source::{Shard, resolve};
 use crate::split::Split;
@@ -38,6 +39,7 @@ impl Corpus {
         let (mut streams, mut sources) = (Vec::new(), Vec::new());
         for (index, (entries, weight)) in weighted_sources(config, split).into_iter().enumerate() {
             let (shards, found) = resolve(entries)?;
+            check_prepared(&shards, tokenizer)?;
             warnings.extend(found);
             let shuffle = Shuffle {
                 key: key(&[config.shuffle_seed, index as u64]),

@@ -11,13 +11,32 @@ use crate::format::Format;
 use crate::json_lines::JsonLinesReader;
 use crate::parquet::ParquetReader;
 use crate::position::Cursor;
+use crate::prepared::PreparedReader;
 use crate::random::{key, permutation};
 use crate::record::{Content, Failure, Record};
 use crate::source::Shard;
 use crate::split::Split;
 use crate::synthetic;
 
-/// What the stream yields; `T` is the text, later its tokens.
+/// A document as its file holds it.
+#[derive(Debug)]
+pub(crate) enum Body {
+    Text(String),
+    /// Tokenized before.
+    Tokens(Vec<u32>),
+}
+
+impl Body {
+    /// Size in memory, in bytes.
+    pub(crate) fn size(&self) -> usize {
+        match self {
+            Self::Text(text) => text.len(),
+            Self::Tokens(tokens) => size_of_val(tokens.as_slice()),
+        }
+    }
+}
+
+/// What the stream yields; `T` is the [`Body`], later its tokens.
 #[derive(Debug)]
 pub(crate) enum Event<T> {
     Document(T),
@@ -76,6 +95,7 @@ impl StreamOptions {
 pub(crate) enum ShardReader {
     Parquet(Box<ParquetReader>),
     JsonLines(Box<JsonLinesReader>),
+    Prepared(Box<PreparedReader>),
     Synthetic { split: Split, index: u64 },
 }
 
@@ -100,6 +120,9 @@ impl ShardReader {
             Shard::File(path, Format::JsonLines) => Self::JsonLines(Box::new(
                 JsonLinesReader::open(path, text_column, start.row, start.byte)?,
             )),
+            Shard::File(path, Format::Prepared) => {
+                Self::Prepared(Box::new(PreparedReader::open(path, start.row)?))
+            }
             Shard::Synthetic => Self::Synthetic {
                 split,
                 index: start.row,
@@ -112,6 +135,7 @@ impl ShardReader {
         match self {
             Self::Parquet(reader) => reader.num_rows() == 0,
             Self::JsonLines(reader) => reader.is_empty(),
+            Self::Prepared(reader) => reader.num_documents() == 0,
             Self::Synthetic { .. } => false,
         }
     }
@@ -121,6 +145,7 @@ impl ShardReader {
         match self {
             Self::Parquet(reader) => reader.next(),
             Self::JsonLines(reader) => reader.next(),
+            Self::Prepared(reader) => reader.next(),
             Self::Synthetic { split, index } => {
                 let row = *index;
                 *index += 1;
@@ -202,7 +227,7 @@ impl Documents {
     ///
     /// # Errors
     /// `on_bad_shard = "fail"`: a file or record that cannot be read.
-    pub(crate) fn next(&mut self) -> Result<Option<Item<String>>, DataError> {
+    pub(crate) fn next(&mut self) -> Result<Option<Item<Body>>, DataError> {
         if self.ended {
             return Ok(None);
         }
@@ -254,7 +279,7 @@ impl Documents {
         self.reader.as_mut().expect("opened above").next()
     }
 
-    fn record_item(&mut self, record: Record) -> Result<Item<String>, DataError> {
+    fn record_item(&mut self, record: Record) -> Result<Item<Body>, DataError> {
         let at = Cursor {
             row_group: record.row_group,
             row: record.row,
@@ -267,7 +292,8 @@ impl Documents {
             ..at
         };
         let event = match record.content {
-            Content::Text(text) => Event::Document(text),
+            Content::Text(text) => Event::Document(Body::Text(text)),
+            Content::Tokens(tokens) => Event::Document(Body::Tokens(tokens)),
             Content::NoText => Event::NoText,
             Content::Bad(place, problem) => {
                 let error = shard_error(self.shard(), (place, problem));
@@ -290,7 +316,7 @@ impl Documents {
         self.warned = false;
     }
 
-    fn item(&self, at: Cursor, event: Event<String>) -> Item<String> {
+    fn item(&self, at: Cursor, event: Event<Body>) -> Item<Body> {
         let next = self.cursor;
         Item { at, next, event }
     }

@@ -280,12 +280,7 @@ mod tests {
     use serde_json::{Value, json};
 
     use super::*;
-
-    /// How Qwen finds words.
-    const QWEN_WORDS: &str = concat!(
-        r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}",
-        r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-    );
+    use crate::tokenizer_training::QWEN_WORDS;
 
     fn byte_level_stage(use_regex: bool) -> Value {
         json!({

@@ -9,6 +9,7 @@ use std::path::PathBuf;
 use thiserror::Error;
 
 use crate::format::KNOWN_EXTENSIONS;
+use crate::prepared::PreparedProblem;
 use crate::split::Split;
 
 /// A fatal data error. The binary maps all of them to one exit code.
@@ -260,6 +261,9 @@ pub enum Problem {
     /// Bytes that are no UTF-8.
     #[error("is not valid UTF-8; convert it or set on_bad_shard = \"skip\"")]
     NotUtf8,
+    /// A file of prepared tokens cannot be used.
+    #[error(transparent)]
+    Prepared(PreparedProblem),
     /// A line longer than any document; most likely not JSON lines at all.
     #[error("is longer than {max_bytes} bytes; this does not look like JSON lines")]
     LineTooLong {
@@ -318,6 +322,12 @@ pub enum TokenizerError {
     #[error("the tokenizer cannot encode a text: {reason}")]
     Encode {
         /// What the tokenizer says.
+        reason: String,
+    },
+    /// A sample from which no tokenizer can be learned.
+    #[error("no tokenizer can be trained on this sample: {reason}")]
+    Train {
+        /// What the trainer says.
         reason: String,
     },
     /// Ids that do not decode.

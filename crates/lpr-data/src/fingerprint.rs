@@ -68,6 +68,22 @@ impl DataFingerprint {
         })
     }
 
+    /// SHA-256 in hexadecimal of the files with their column and the tokenizer.
+    pub(crate) fn digest(&self) -> String {
+        let mut hasher = Sha256::new();
+        let mut add = |part: &str| {
+            hasher.update((part.len() as u64).to_le_bytes());
+            hasher.update(part);
+        };
+        add(&self.tokenizer);
+        add(&self.text_column);
+        for file in self.sources.iter().flatten() {
+            add(&file.name);
+            add(&file.hash);
+        }
+        hex(&hasher.finalize())
+    }
+
     /// What is different now, one sentence each; nothing if a position of `self` holds for `now`.
     pub fn differences(&self, now: &Self) -> Vec<String> {
         let mut found = Vec::new();

@@ -4,13 +4,15 @@ use std::path::Path;
 
 /// The extensions that are read, for messages.
 pub(crate) const KNOWN_EXTENSIONS: &str =
-    ".parquet .json .jsonl .json.gz .jsonl.gz .json.zst .jsonl.zst";
+    ".parquet .json .jsonl .json.gz .jsonl.gz .json.zst .jsonl.zst .safetensors";
 
-/// The two families of formats. Compression of JSON lines is found from the content.
+/// The three families of formats. Compression of JSON lines is found from the content.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Format {
     Parquet,
     JsonLines,
+    /// Tokens, see `prepared.rs`.
+    Prepared,
 }
 
 impl Format {
@@ -25,6 +27,7 @@ impl Format {
             .find(|extension| name.ends_with(extension))
             .map(|extension| match extension {
                 ".parquet" => Self::Parquet,
+                ".safetensors" => Self::Prepared,
                 _ => Self::JsonLines,
             })
     }

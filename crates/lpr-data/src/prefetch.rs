@@ -12,7 +12,7 @@ use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
 use std::sync::{Arc, Mutex};
 use std::thread::{Builder, JoinHandle};
 
-use crate::documents::{Event, Item};
+use crate::documents::{Body, Event, Item};
 use crate::encoder::WordCache;
 use crate::error::{DataError, TokenizerError};
 use crate::shuffle::OrderedDocuments;
@@ -30,7 +30,7 @@ pub(crate) type TokenItem = Item<Vec<u32>>;
 type JobResult = Result<Vec<TokenItem>, DataError>;
 
 struct Job {
-    items: Vec<Item<String>>,
+    items: Vec<Item<Body>>,
     result: SyncSender<JobResult>,
 }
 
@@ -126,7 +126,7 @@ fn read_ahead(
     jobs: &Sender<Job>,
     stop: &AtomicBool,
 ) {
-    let submit = |items: Vec<Item<String>>| {
+    let submit = |items: Vec<Item<Body>>| {
         let (result, receiver) = sync_channel(1);
         queue.send(receiver).is_ok() && jobs.send(Job { items, result }).is_ok()
     };
@@ -136,7 +136,7 @@ fn read_ahead(
         match documents.next() {
             Ok(Some(item)) => {
                 num_bytes += match &item.event {
-                    Event::Document(text) => text.len(),
+                    Event::Document(body) => body.size(),
                     _ => 0,
                 };
                 items.push(item);
@@ -182,13 +182,16 @@ fn work(jobs: &Mutex<Receiver<Job>>, tokenizer: &Tokenizer, stop: &AtomicBool) {
 }
 
 fn tokenize(
-    item: Item<String>,
+    item: Item<Body>,
     tokenizer: &Tokenizer,
     cache: &mut WordCache,
     stop: &AtomicBool,
 ) -> Result<TokenItem, DataError> {
     let event = match item.event {
-        Event::Document(text) => Event::Document(encode(&text, tokenizer, cache, stop)?),
+        Event::Document(Body::Text(text)) => {
+            Event::Document(encode(&text, tokenizer, cache, stop)?)
+        }
+        Event::Document(Body::Tokens(tokens)) => Event::Document(tokens),
         Event::NoText => Event::NoText,
         Event::BadLine(warning) => Event::BadLine(warning),
         Event::BadShard(warning) => Event::BadShard(warning),

@@ -18,6 +18,8 @@ pub(crate) struct Record {
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Content {
     Text(String),
+    /// The ids of a text that was tokenized before.
+    Tokens(Vec<u32>),
     /// Null or empty.
     NoText,
     /// This record alone cannot be read; the next one can.

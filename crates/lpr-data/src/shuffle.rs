@@ -4,7 +4,7 @@
 //! epoch or when they are large. Its order is a function of the seed and of the place where it
 //! begins, so a position is that place and a count, and going on means to read one window again.
 
-use crate::documents::{Documents, Event, Item, Shuffle, StreamOptions};
+use crate::documents::{Body, Documents, Event, Item, Shuffle, StreamOptions};
 use crate::error::DataError;
 use crate::position::Cursor;
 use crate::random::{key, permutation};
@@ -18,7 +18,7 @@ pub(crate) struct OrderedDocuments {
     documents: Documents,
     shuffle: Option<Shuffle>,
     /// What is left of the window in progress.
-    ready: std::vec::IntoIter<Item<String>>,
+    ready: std::vec::IntoIter<Item<Body>>,
     /// The window after it, read item by item while the other is handed out.
     filling: Window,
     /// Items of the first window that were used up before.
@@ -28,7 +28,7 @@ pub(crate) struct OrderedDocuments {
 /// Items that are permuted together.
 struct Window {
     start: Cursor,
-    items: Vec<Item<String>>,
+    items: Vec<Item<Body>>,
     num_bytes: usize,
     end: Option<End>,
 }
@@ -36,7 +36,7 @@ struct Window {
 /// Why a window ends.
 enum End {
     Full,
-    Epoch(Item<String>),
+    Epoch(Item<Body>),
     Data,
     Error(DataError),
 }
@@ -70,7 +70,7 @@ impl OrderedDocuments {
     /// # Errors
     /// As [`Documents::next`], before any document of the window it happens in: with the file
     /// repaired, the window is another one. A start that is not inside its window.
-    pub(crate) fn next(&mut self) -> Result<Option<Item<String>>, DataError> {
+    pub(crate) fn next(&mut self) -> Result<Option<Item<Body>>, DataError> {
         let Some(shuffle) = self.shuffle else {
             return self.documents.next();
         };
@@ -120,8 +120,8 @@ impl OrderedDocuments {
             Ok(Some(item)) => match &item.event {
                 Event::EpochEnd => window.end = Some(End::Epoch(item)),
                 event => {
-                    if let Event::Document(text) = event {
-                        window.num_bytes += text.len();
+                    if let Event::Document(body) = event {
+                        window.num_bytes += body.size();
                     }
                     window.items.push(item);
                     let is_full =
@@ -137,11 +137,11 @@ impl OrderedDocuments {
 
 /// The items of a window from `start` to `end` in their new order, each at its index in the window.
 fn permute(
-    items: Vec<Item<String>>,
+    items: Vec<Item<Body>>,
     shuffle_key: u64,
     start: Cursor,
     end: Cursor,
-) -> Vec<Item<String>> {
+) -> Vec<Item<Body>> {
     let place = [
         start.epoch,
         start.shard as u64,
@@ -150,13 +150,13 @@ fn permute(
     ];
     let order = permutation(items.len(), key(&[shuffle_key, key(&place)]));
     let len = items.len();
-    let mut items: Vec<Option<Item<String>>> = items.into_iter().map(Some).collect();
+    let mut items: Vec<Option<Item<Body>>> = items.into_iter().map(Some).collect();
     let at = |index| match index {
         index if index == len => end,
         index => Cursor { index, ..start },
     };
     let chosen = order.into_iter().filter_map(|from| items[from].take());
-    let place = |(index, item): (usize, Item<String>)| Item {
+    let place = |(index, item): (usize, Item<Body>)| Item {
         at: at(index),
         next: at(index + 1),
         event: item.event,

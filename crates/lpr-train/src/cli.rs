@@ -14,7 +14,7 @@ use crate::report::Verbosity;
 
 mod data;
 
-pub use data::{DataBenchArgs, DataCheckArgs, DataCommand};
+pub use data::{DataBenchArgs, DataCheckArgs, DataCommand, DataPrepareArgs, DataTokenizerArgs};
 
 /// Pre-trains Mixture-of-Experts language models and shows what the router does.
 ///
@@ -72,7 +72,7 @@ pub enum Command {
     Doctor(DoctorArgs),
     /// Parameters and floating-point operations of a configuration's model; nothing is loaded.
     Estimate(EstimateArgs),
-    /// Check data files, measure how fast they are read.
+    /// Check, measure and prepare data files; train a tokenizer on them.
     #[command(subcommand)]
     Data(DataCommand),
     /// Write or check configuration files.
@@ -213,6 +213,14 @@ pub struct BenchArgs {
 fn at_least_one(text: &str) -> Result<usize, String> {
     let count: NonZeroUsize = text.parse().map_err(|error| format!("{error}"))?;
     Ok(count.get())
+}
+
+/// A length with something to predict.
+fn at_least_two(text: &str) -> Result<usize, String> {
+    match at_least_one(text)? {
+        1 => Err("must be at least 2".to_owned()),
+        length => Ok(length),
+    }
 }
 
 /// Arguments of `export`.

@@ -154,3 +154,71 @@ fn wrong_usage_exits_with_2() {
         assert_eq!(code(&run(folder.path(), args)), Some(2), "{args:?}");
     }
 }
+
+/// A source that training, `data check` and `data bench` take in place of the files it was made of.
+#[test]
+fn prepared_tokens_are_a_source_and_a_tokenizer_can_be_trained() {
+    let folder = tempfile::tempdir().expect("temporary folder");
+    let run = |line: &str| {
+        let words: Vec<&str> = line.split_whitespace().collect();
+        run(folder.path(), &words)
+    };
+    let json = |line: &str| -> serde_json::Value {
+        let output = run(line);
+        assert_eq!(code(&output), Some(0), "{line}: {}", stderr(&output));
+        serde_json::from_str(&stdout(&output)).expect("one JSON object")
+    };
+    let text = "the cat sat on the mat and the dog sat on the log. ".repeat(20);
+    let line = serde_json::json!({ "text": text }).to_string();
+    fs::write(folder.path().join("a.jsonl"), format!("{line}\n").repeat(9)).expect("written");
+
+    let output = run("data tokenizer --data a.jsonl --vocab-size 300 --out t.json");
+    assert_eq!(code(&output), Some(0), "{}", stderr(&output));
+    assert!(
+        stdout(&output).starts_with("t.json: "),
+        "{}",
+        stdout(&output)
+    );
+    let again = run("data tokenizer --data a.jsonl --vocab-size 300 --out t.json");
+    assert_eq!(code(&again), Some(2), "the file is in the way");
+
+    let prepared = json("data prepare a.jsonl --tokenizer t.json --out p --json");
+    assert_eq!(
+        (&prepared["documents"], &prepared["files"]),
+        (&9.into(), &1.into())
+    );
+    let names: Vec<_> = fs::read_dir(folder.path()).expect("listed").collect();
+    assert_eq!(names.len(), 3, "nothing is left beside: {names:?}");
+    let bytes = fs::read(folder.path().join("p/prepared-00000.safetensors")).expect("readable");
+    let tensors = safetensors::SafeTensors::deserialize(&bytes).expect("safetensors");
+    let shape = |name: &str| tensors.tensor(name).expect("there").shape().to_vec();
+    assert_eq!(shape("ends"), [9]);
+    assert_eq!(serde_json::json!(shape("tokens")[0]), prepared["tokens"]);
+
+    let raw = json("data bench --data a.jsonl --tokenizer t.json --sequence-length 50 --json");
+    let read = json("data bench --data p --tokenizer t.json --sequence-length 50 --json");
+    for key in ["tokens", "documents", "rows"] {
+        assert_eq!(raw[key], read[key], "{key}");
+    }
+    assert_eq!(
+        json("data check p --tokenizer t.json --json")[0]["tokens"],
+        prepared["tokens"]
+    );
+
+    for (line, expected) in [
+        ("data check p --tokenizer bytes", "configured one is bytes"),
+        ("data bench --data p", "configured one is bytes"),
+        (
+            "data prepare none.jsonl --tokenizer bytes --out q",
+            "none.jsonl",
+        ),
+    ] {
+        let output = run(line);
+        let told = stdout(&output) + &stderr(&output);
+        assert_eq!(code(&output), Some(3), "{line}: {told}");
+        assert!(told.contains(expected), "{line}: {told}");
+    }
+    assert!(!folder.path().join("q").exists());
+    let output = run("data prepare a.jsonl --tokenizer t.json --out p");
+    assert_eq!(code(&output), Some(2), "{}", stderr(&output));
+}

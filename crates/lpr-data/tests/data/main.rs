@@ -4,5 +4,6 @@
 mod files;
 mod mixes;
 mod mutations;
+mod prepared;
 mod streams;
 mod support;

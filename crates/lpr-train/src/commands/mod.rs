@@ -29,7 +29,7 @@ pub fn run(cli: Cli) -> Result<Outcome, TrainError> {
         Command::Replay(args) => replay::run(&args),
         Command::Doctor(args) => doctor::run(&args),
         Command::Estimate(args) => estimate::run(&args),
-        Command::Data(command) => data::run(&command),
+        Command::Data(command) => data::run(&command, verbosity),
         Command::Config(command) => config::run(&command),
     }
 }

@@ -1,0 +1,84 @@
+//! `lpr-train data prepare`
+
+use std::path::Path;
+use std::sync::Arc;
+
+use lpr_data::{DataConfig, DataError, DataLoader, Prepared, Tokenizer, Warning, prepare};
+
+use crate::cli::DataPrepareArgs;
+use crate::error::{Outcome, TrainError};
+use crate::new_folder;
+use crate::report::{Verbosity, print_line, print_result};
+use crate::signals::StopRequest;
+
+/// Runs the command.
+///
+/// # Errors
+/// An output folder that is in use, sources or a tokenizer that cannot be read.
+pub fn run(args: &DataPrepareArgs, verbosity: Verbosity) -> Result<Outcome, TrainError> {
+    let stop = StopRequest::on_signals().map_err(TrainError::Signals)?;
+    let Some(found) = prepare_folder(args, verbosity, &stop)? else {
+        return Ok(Outcome::StoppedEarly);
+    };
+    let text = if args.json {
+        serde_json::json!(found).to_string()
+    } else {
+        format!(
+            "{}: {} documents, {} tokens in {} files; {} empty documents, {} bad lines and {} bad \
+             files left out",
+            args.out.display(),
+            found.documents,
+            found.tokens,
+            found.files,
+            found.skipped_documents,
+            found.bad_lines,
+            found.bad_shards
+        )
+    };
+    print_result(&text).map_err(TrainError::Output)?;
+    Ok(Outcome::Done)
+}
+
+/// Makes the folder; `None`, and no folder, if asked to stop.
+fn prepare_folder(
+    args: &DataPrepareArgs,
+    verbosity: Verbosity,
+    stop: &StopRequest,
+) -> Result<Option<Prepared>, TrainError> {
+    new_folder::check(&args.out)?;
+    let tokenizer = Arc::new(Tokenizer::open(&args.tokenizer).map_err(DataError::from)?);
+    let config = DataConfig {
+        text_column: args.text_column.clone(),
+        on_bad_shard: args.on_bad_shard,
+        ..DataConfig::new(args.sources.clone())
+    };
+    let threads = args.threads.unwrap_or_else(DataLoader::default_workers);
+    let mut files = 0;
+    let mut go_on = |found: &Prepared, warnings: &[Warning]| {
+        if verbosity != Verbosity::Quiet {
+            for warning in warnings {
+                print_line(&format!("warning: {warning}"));
+            }
+            if found.files > files && files > 0 {
+                let (documents, tokens) = (found.documents, found.tokens);
+                print_line(&format!(
+                    "{files} files, {documents} documents, {tokens} tokens"
+                ));
+            }
+        }
+        files = found.files;
+        !stop.is_set()
+    };
+    let mut found = None;
+    let made = new_folder::create(&args.out, |folder: &Path| {
+        found = prepare(&config, &tokenizer, folder, threads, &mut go_on)?;
+        if found.is_none() {
+            return Err(TrainError::Usage("stopped on request".to_owned()));
+        }
+        Ok(folder.to_path_buf())
+    });
+    if stop.is_set() && found.is_none() {
+        return Ok(None);
+    }
+    made.map(|()| found)
+}
