@@ -2,12 +2,14 @@
 //!
 //! The general path runs the stages of the `tokenizers` crate. Byte-level tokenizers whose words
 //! are found by one regular expression (GPT-2, Qwen, Llama 3 and most since) skip its alignment
-//! bookkeeping: each word is looked up in a cache and only unknown words go through the merges. A
-//! test checks that both paths agree.
+//! bookkeeping: each word is looked up in a cache, and only unknown words go through the merges. For
+//! well-known expressions `words.rs` finds the words, and `merges.rs` merges. Tests check that all
+//! paths agree.
 
 use std::borrow::Cow;
 use std::collections::HashMap;
 
+use ahash::RandomState;
 use serde::Deserialize;
 use serde_json::value::RawValue;
 use tokenizers::decoders::DecoderWrapper;
@@ -15,15 +17,14 @@ use tokenizers::models::ModelWrapper;
 use tokenizers::models::bpe::BPE;
 use tokenizers::normalizers::NormalizerWrapper;
 use tokenizers::pre_tokenizers::PreTokenizerWrapper;
-use tokenizers::pre_tokenizers::split::{Split, SplitPattern};
+use tokenizers::pre_tokenizers::split::{Split as WordSplit, SplitPattern};
 use tokenizers::{
     Decoder, Model, NormalizedString, Normalizer, OffsetReferential, OffsetType,
     PreTokenizedString, PreTokenizer, SplitDelimiterBehavior,
 };
 
-/// How GPT-2 finds words; what `ByteLevel` with `use_regex` stands for in a `tokenizer.json`.
-const GPT2_WORDS: &str =
-    r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+";
+use crate::merges::{MAX_WORD_BYTES, Merges};
+use crate::words::{Classes, GPT2_WORDS, WordFinder};
 
 /// Words kept by a cache; the most frequent ones come early and stay.
 const MAX_CACHED_WORDS: usize = 1 << 15;
@@ -59,18 +60,35 @@ pub(crate) struct Encoder {
     decoder: Option<DecoderWrapper>,
     unknown_id: Option<u32>,
     /// Finds the words of a byte-level tokenizer; `None` if the general path is needed.
-    words: Option<Split>,
+    words: Option<Words>,
+    /// `None` if the model is more than bytes and merges.
+    merges: Option<Merges>,
     byte_chars: [char; 256],
+}
+
+/// How the words of a byte-level tokenizer are found.
+enum Words {
+    Known(Box<WordFinder>),
+    Regex(WordSplit),
+}
+
+impl Words {
+    /// The way without the regular expression, if there is one.
+    fn known(pattern: &str) -> Option<Self> {
+        let finder = WordFinder::of(pattern)?;
+        Some(Self::Known(Box::new(finder)))
+    }
 }
 
 /// Ids of words already seen by one thread with one tokenizer.
 #[derive(Default)]
 pub(crate) struct WordCache {
     /// Start and length in `ids`.
-    words: HashMap<Box<str>, (u32, u32)>,
+    words: HashMap<Box<str>, (u32, u32), RandomState>,
     ids: Vec<u32>,
     /// The word in the alphabet of the vocabulary.
     spelled: String,
+    classes: Classes,
 }
 
 impl Encoder {
@@ -87,6 +105,7 @@ impl Encoder {
         }
         .map_err(in_model)?;
         let words = file.pre_tokenizer.as_ref().and_then(word_splitter);
+        let byte_chars = byte_chars();
         if let ModelWrapper::BPE(bpe) = &mut model {
             bpe.dropout = None;
             if words.is_some() {
@@ -94,6 +113,12 @@ impl Encoder {
                 BPE::resize_cache(bpe, 0);
             }
         }
+        let merges = match (&model, &words) {
+            (ModelWrapper::BPE(bpe), Some(_)) => {
+                Merges::of(text, &byte_chars, |token| bpe.token_to_id(token))
+            }
+            _ => None,
+        };
         let unknown_token = head.unk_token.as_deref();
         let unknown_id = unknown_token.and_then(|token| model.token_to_id(token));
         Ok(Self {
@@ -103,7 +128,8 @@ impl Encoder {
             model,
             decoder: file.decoder,
             words,
-            byte_chars: byte_chars(),
+            merges,
+            byte_chars,
         })
     }
 
@@ -153,10 +179,20 @@ impl Encoder {
     fn encode_words(
         &self,
         text: &str,
-        words: &Split,
+        words: &Words,
         cache: &mut WordCache,
         ids: &mut Vec<u32>,
     ) -> tokenizers::Result<()> {
+        let words = match words {
+            Words::Regex(words) => words,
+            Words::Known(finder) => {
+                let mut classes = std::mem::take(&mut cache.classes);
+                let each = |word: &str| self.encode_word(word, cache, ids);
+                let encoded = finder.words(text, &mut classes, each);
+                cache.classes = classes;
+                return encoded;
+            }
+        };
         let mut end_of_last = 0;
         for (start, end) in words.regex.find_iter(text) {
             // What lies between two matches is a word as well.
@@ -184,15 +220,21 @@ impl Encoder {
             ids.extend_from_slice(&cache.ids[start as usize..][..len as usize]);
             return Ok(());
         }
-        cache.spelled.clear();
-        let chars = word.bytes().map(|byte| self.byte_chars[usize::from(byte)]);
-        cache.spelled.extend(chars);
         let start_in_ids = ids.len();
-        let tokens = self.model.tokenize(&cache.spelled)?;
-        ids.extend(tokens.iter().map(|token| token.id));
+        match &self.merges {
+            Some(merges) if word.len() <= MAX_WORD_BYTES => merges.encode(word.as_bytes(), ids),
+            _ => {
+                cache.spelled.clear();
+                let chars = word.bytes().map(|byte| self.byte_chars[usize::from(byte)]);
+                cache.spelled.extend(chars);
+                let tokens = self.model.tokenize(&cache.spelled)?;
+                ids.extend(tokens.iter().map(|token| token.id));
+            }
+        }
         if word.len() <= MAX_CACHED_WORD_BYTES && cache.words.len() < MAX_CACHED_WORDS {
-            let place = (cache.ids.len() as u32, tokens.len() as u32);
-            cache.ids.extend_from_slice(&ids[start_in_ids..]);
+            let new = &ids[start_in_ids..];
+            let place = (cache.ids.len() as u32, new.len() as u32);
+            cache.ids.extend_from_slice(new);
             cache.words.insert(word.into(), place);
         }
         Ok(())
@@ -213,14 +255,13 @@ impl Encoder {
             normalize(text, &mut result)?;
             return Ok(Cow::Owned(result));
         }
-        // NFC never reaches across a line end and does not change ASCII, so only other lines pay
-        // for it.
-        if text.is_ascii() {
+        // NFC never reaches across a line end, so only lines that it may change pay for it.
+        if text.chars().all(is_composed) {
             return Ok(Cow::Borrowed(text));
         }
         result.reserve(text.len());
         for line in text.split_inclusive('\n') {
-            if line.is_ascii() {
+            if line.chars().all(is_composed) {
                 result.push_str(line);
             } else {
                 normalize(line, &mut result)?;
@@ -239,13 +280,17 @@ impl Encoder {
     }
 }
 
-/// The regular expression that finds the words of a byte-level tokenizer, if that is all its
-/// pre-tokenizer does.
-fn word_splitter(pre_tokenizer: &PreTokenizerWrapper) -> Option<Split> {
+/// Whether NFC leaves a character as it is among others of this kind: Latin letters with all their
+/// accents, and the quotes and dashes of running text.
+fn is_composed(character: char) -> bool {
+    matches!(character, '\0'..='\u{2ff}' | '\u{2010}'..='\u{2027}')
+}
+
+/// How the words of a byte-level tokenizer are found, if that is all its pre-tokenizer does.
+fn word_splitter(pre_tokenizer: &PreTokenizerWrapper) -> Option<Words> {
     match pre_tokenizer {
         PreTokenizerWrapper::ByteLevel(bytes) if bytes.use_regex && !bytes.add_prefix_space => {
-            let pattern = SplitPattern::Regex(GPT2_WORDS.to_owned());
-            Split::new(pattern, SplitDelimiterBehavior::Isolated, false).ok()
+            Words::known(GPT2_WORDS)
         }
         PreTokenizerWrapper::Sequence(sequence) => match sequence.as_ref() {
             [
@@ -256,7 +301,11 @@ fn word_splitter(pre_tokenizer: &PreTokenizerWrapper) -> Option<Split> {
                 && !words.invert
                 && words.behavior == SplitDelimiterBehavior::Isolated =>
             {
-                Some(words.clone())
+                let known = match &words.pattern {
+                    SplitPattern::Regex(pattern) => Words::known(pattern),
+                    SplitPattern::String(_) => None,
+                };
+                known.or_else(|| Some(Words::Regex(words.clone())))
             }
             _ => None,
         },
@@ -280,7 +329,15 @@ mod tests {
     use serde_json::{Value, json};
 
     use super::*;
-    use crate::tokenizer_training::QWEN_WORDS;
+    use crate::documents::ShardReader;
+    use crate::position::Cursor;
+    use crate::record::Content;
+    use crate::source::Shard;
+    use crate::split::Split;
+    use crate::synthetic;
+    use crate::tokenizer::pieces;
+    use crate::tokenizer_training::train_tokenizer;
+    use crate::words::QWEN_WORDS;
 
     fn byte_level_stage(use_regex: bool) -> Value {
         json!({
@@ -382,12 +439,82 @@ mod tests {
             assert!(encoder.words.is_some());
             let mut cache = WordCache::default();
             for text in texts() {
-                let (mut short, mut general) = (Vec::new(), Vec::new());
-                encoder.encode(&text, &mut cache, &mut short).unwrap();
-                encoder.encode_generally(&text, &mut general).unwrap();
-                assert_eq!(short, general, "{text:?}");
+                assert_paths_agree(&encoder, &mut cache, &text);
             }
             assert!(cache.words.len() > 50);
+        }
+    }
+
+    fn assert_paths_agree(encoder: &Encoder, cache: &mut WordCache, text: &str) {
+        let (mut short, mut general) = (Vec::new(), Vec::new());
+        encoder.encode(text, cache, &mut short).unwrap();
+        encoder.encode_generally(text, &mut general).unwrap();
+        let differs = short.iter().zip(&general).position(|(a, b)| a != b);
+        let start: String = text.chars().take(200).collect();
+        assert!(short == general, "{start:?}: differs at {differs:?}");
+    }
+
+    /// `LPR_DATA_DIR=<dir>` also takes every `tokenizer/*/tokenizer.json` and every document below it.
+    #[test]
+    fn thousands_of_merges_give_the_ids_of_the_general_path() {
+        let sources = ["builtin:synthetic".to_owned()];
+        let trained = train_tokenizer(&sources, "text", 3000, 300_000).unwrap();
+        let mut files = vec![trained.json];
+        let mut texts: Vec<String> = texts();
+        texts.extend((0..200).map(|i| synthetic::document(Split::Validation, i).text));
+        texts.extend(["x", "the", " ", "\u{ac00}", "'s\r\n"].map(|part| part.repeat(700)));
+        // Words around the longest that are merged here.
+        texts.extend((40..60).map(|len| "intheofandthat".repeat(5)[..len].to_owned()));
+        if let Some(folder) = std::env::var_os("LPR_DATA_DIR").map(std::path::PathBuf::from) {
+            let list = |pattern: &str| {
+                let pattern = folder.join(pattern).to_str().unwrap().to_owned();
+                glob::glob(&pattern).unwrap().map(Result::unwrap)
+            };
+            files.extend(
+                list("tokenizer/*/tokenizer.json")
+                    .map(|path| std::fs::read_to_string(path).unwrap()),
+            );
+            for path in list("*/*").filter(|path| path.is_file()) {
+                let Some(format) = crate::format::Format::of(&path) else {
+                    continue;
+                };
+                let shard = Shard::File(path, format);
+                let start = Cursor::default();
+                let Ok(mut reader) = ShardReader::open(&shard, Split::Train, "text", None, start)
+                else {
+                    continue;
+                };
+                while let Ok(Some(record)) = reader.next() {
+                    if let Content::Text(text) = record.content {
+                        texts.extend(pieces(&text).map(str::to_owned));
+                    }
+                }
+            }
+        }
+        for file in files {
+            let encoder = Encoder::new(serde_json::from_str(&file).unwrap()).unwrap();
+            assert!(matches!(encoder.words, Some(Words::Known(_))) && encoder.merges.is_some());
+            let mut cache = WordCache::default();
+            for text in &texts {
+                assert_paths_agree(&encoder, &mut cache, text);
+            }
+        }
+    }
+
+    #[test]
+    fn normal_form_c_leaves_composed_characters_alone() {
+        let all: Vec<char> = ('\0'..='\u{ffff}').filter(|&c| is_composed(c)).collect();
+        assert!(all.len() > 700);
+        for first in &all {
+            // Next to a letter that takes accents, and to each other.
+            let text: String = all
+                .iter()
+                .flat_map(|second| [*first, *second, 'e', *first])
+                .collect();
+            let mut normalized = NormalizedString::from(text.as_str());
+            let nfc = tokenizers::normalizers::unicode::NFC;
+            nfc.normalize(&mut normalized).unwrap();
+            assert_eq!(normalized.get(), text);
         }
     }
 

@@ -19,6 +19,7 @@ mod error;
 mod fingerprint;
 mod format;
 mod json_lines;
+mod merges;
 mod mixture;
 mod parquet;
 mod parquet_footer;
@@ -36,6 +37,7 @@ pub mod synthetic;
 mod tokenizer;
 mod tokenizer_training;
 mod windows;
+mod words;
 
 pub use batches::{DataLoader, TokenBatch};
 pub use check::{FileReport, check_files};

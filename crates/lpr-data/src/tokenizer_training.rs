@@ -19,12 +19,7 @@ use crate::position::Cursor;
 use crate::record::Content;
 use crate::source::{Shard, resolve};
 use crate::split::Split;
-
-/// How Qwen finds words.
-pub(crate) const QWEN_WORDS: &str = concat!(
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}",
-    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-);
+use crate::words::QWEN_WORDS;
 
 const END_MARK: &str = "<|endoftext|>";
 /// 256 bytes and the end mark.
