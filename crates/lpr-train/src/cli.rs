@@ -156,10 +156,17 @@ pub struct EvalArgs {
     /// Folder of the checkpoint.
     #[arg(long, value_name = "DIR")]
     pub checkpoint: PathBuf,
-    /// File, glob, folder or builtin:synthetic; the validation sources of the run if absent.
+    /// File, glob, folder or builtin:synthetic; the validation sources of the run if absent. Several
+    /// are also reported one by one.
     #[arg(long, value_name = "SRC")]
     pub data: Vec<String>,
-    /// Stop after so many tokens; `eval.max_tokens` of the run if absent.
+    /// The longest row in tokens; `eval.max_length` of the run if absent. The paper evaluates at 512.
+    #[arg(long, value_name = "N", value_parser = at_least_two)]
+    pub max_length: Option<usize>,
+    /// Rows of a forward pass; `eval.rows_per_batch` of the run if absent.
+    #[arg(long, value_name = "N", value_parser = at_least_one)]
+    pub rows_per_batch: Option<usize>,
+    /// Stop after so many tokens of each source; `eval.max_tokens` of the run if absent.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     pub max_tokens: Option<u64>,
     /// Where to compute; this build has only `cpu`.

@@ -4,17 +4,22 @@ use burn::tensor::Device;
 use lpr_data::{DataError, DataLoader};
 use lpr_model::CausalLm;
 
-use crate::balance::LoadCounts;
+use crate::balance::{BalanceError, LoadCounts};
 use crate::batch::MicroBatch;
 use crate::load::DeviceLoad;
+use crate::record::{BalanceRecord, EvalSummary};
 
-/// The outcome of an evaluation.
-#[derive(Debug, Clone, PartialEq)]
+/// The sums of an evaluation.
+#[derive(Debug, Clone, Default, PartialEq)]
 pub struct Evaluation {
-    /// Mean cross-entropy per target, in nats; no router loss is part of it.
-    pub loss: f64,
+    /// Cross-entropy of all targets, in nats; no router loss is part of it.
+    pub cross_entropy: f64,
     /// Targets that were predicted.
     pub targets: u64,
+    /// Over the batches: mean cross-entropy per target, times rows.
+    pub batch_means: f64,
+    /// Rows of all batches.
+    pub rows: u64,
     /// Exact counts per layer.
     pub loads: Vec<LoadCounts>,
     /// What the data loader had to say.
@@ -22,9 +27,47 @@ pub struct Evaluation {
 }
 
 impl Evaluation {
-    /// exp(loss)
-    pub fn perplexity(&self) -> f64 {
-        self.loss.exp()
+    /// Adds a batch.
+    fn add_batch(&mut self, cross_entropy: f64, targets: usize, rows: usize) {
+        self.cross_entropy += cross_entropy;
+        self.targets += targets as u64;
+        self.batch_means += cross_entropy / targets.max(1) as f64 * rows as f64;
+        self.rows += rows as u64;
+    }
+
+    /// Adds the counts of one layer.
+    fn add_load(&mut self, layer: usize, load: &LoadCounts) {
+        match self.loads.get_mut(layer) {
+            Some(sum) => sum.add(load),
+            None => self.loads.push(load.clone()),
+        }
+    }
+
+    /// Adds an evaluation of the same model on other data.
+    pub fn add(&mut self, other: &Self) {
+        self.cross_entropy += other.cross_entropy;
+        self.targets += other.targets;
+        self.batch_means += other.batch_means;
+        self.rows += other.rows;
+        for (layer, load) in other.loads.iter().enumerate() {
+            self.add_load(layer, load);
+        }
+        self.warnings.extend_from_slice(&other.warnings);
+    }
+
+    /// The means and the balance of the load.
+    ///
+    /// # Errors
+    /// None that can be met here; the counts are exact.
+    pub fn summary(&self) -> Result<EvalSummary, BalanceError> {
+        let loss = self.cross_entropy / self.targets.max(1) as f64;
+        Ok(EvalSummary {
+            loss,
+            loss_batch_mean: self.batch_means / self.rows.max(1) as f64,
+            perplexity: loss.exp(),
+            tokens: self.targets,
+            balance: BalanceRecord::new(&self.loads, None)?,
+        })
     }
 }
 
@@ -41,9 +84,8 @@ pub fn evaluate(
     stop: &dyn Fn() -> bool,
 ) -> Result<Option<Evaluation>, DataError> {
     let limit = max_tokens.unwrap_or(u64::MAX);
-    let (mut sum, mut targets) = (0.0, 0);
     let mut tokens = loader.position().tokens;
-    let mut loads: Vec<LoadCounts> = Vec::new();
+    let mut found = Evaluation::default();
     while tokens < limit {
         let Some(batch) = loader.next_batch()? else {
             break;
@@ -52,24 +94,49 @@ pub fn evaluate(
             return Ok(None);
         }
         tokens = batch.position.tokens;
+        let (num_targets, num_rows) = (batch.num_targets, batch.num_rows);
         let batch = MicroBatch::new(&batch, device);
         let output = model.forward(&batch.input, None);
         let cross_entropy = model.cross_entropy_sum(output.hidden_states, batch.targets.clone());
-        sum += f64::from(cross_entropy.into_scalar::<f32>());
-        targets += batch.num_targets as u64;
+        let cross_entropy = f64::from(cross_entropy.into_scalar::<f32>());
+        found.add_batch(cross_entropy, num_targets, num_rows);
         for (layer, routing) in output.routings.iter().enumerate() {
-            let load = DeviceLoad::new(routing, &batch).read().counts;
-            match loads.get_mut(layer) {
-                Some(sum) => sum.add(&load),
-                None => loads.push(load),
-            }
+            found.add_load(layer, &DeviceLoad::new(routing, &batch).read().counts);
         }
     }
-    let warnings = loader.warnings().iter().map(ToString::to_string).collect();
-    Ok(Some(Evaluation {
-        loss: sum / targets.max(1) as f64,
-        targets,
-        loads,
-        warnings,
-    }))
+    found.warnings = loader.warnings().iter().map(ToString::to_string).collect();
+    Ok(Some(found))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_two_means_weigh_targets_and_rows() {
+        let load = LoadCounts {
+            with_padding: vec![4, 0],
+            without_padding: vec![3, 0],
+        };
+        let mut first = Evaluation::default();
+        first.add_batch(30.0, 10, 2); // 3 nats each
+        first.add_load(0, &load);
+        let mut second = Evaluation::default();
+        second.add_batch(4.0, 2, 1); // 2 nats each
+        second.add_load(0, &load);
+        let mut sum = first.clone();
+        sum.add(&second);
+        let summary = sum.summary().expect("exact counts");
+        assert!((summary.loss - 34.0 / 12.0).abs() < 1e-12);
+        assert!((summary.loss_batch_mean - 8.0 / 3.0).abs() < 1e-12);
+        assert!((summary.perplexity - summary.loss.exp()).abs() < 1e-12);
+        assert_eq!(summary.tokens, 12);
+        assert_eq!(summary.balance.layers[0].counts, [6, 0]);
+    }
+
+    #[test]
+    fn nothing_has_a_loss_of_zero() {
+        let summary = Evaluation::default().summary().expect("no counts");
+        assert_eq!((summary.loss, summary.loss_batch_mean), (0.0, 0.0));
+    }
 }

@@ -11,6 +11,7 @@ pub mod cli;
 pub mod clock;
 pub mod commands;
 pub mod config;
+pub mod data_wait;
 pub mod error;
 pub mod eval;
 pub mod fault;

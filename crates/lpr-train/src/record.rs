@@ -116,6 +116,9 @@ pub struct EvalRecord {
 pub struct EvalSummary {
     /// Mean cross-entropy per target, in nats; no router losses.
     pub loss: f64,
+    /// The paper's mean: cross-entropy per target of each batch, averaged over batches by their rows.
+    /// Depends on `eval.rows_per_batch`.
+    pub loss_batch_mean: f64,
     /// `exp(loss)`.
     pub perplexity: f64,
     /// Targets that the loss is the mean of.
@@ -423,6 +426,7 @@ mod tests {
         let balance = BalanceRecord::new(&counts(), None).expect("finite");
         let eval = EvalSummary {
             loss: 2.0,
+            loss_batch_mean: 2.0,
             perplexity: 2_f64.exp(),
             tokens: 9,
             balance,

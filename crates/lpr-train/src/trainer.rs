@@ -13,11 +13,12 @@ use crate::balance::LoadCounts;
 use crate::batch::MicroBatch;
 use crate::clock;
 use crate::config::RunConfig;
+use crate::data_wait::DataWait;
 use crate::error::{Outcome, TrainError};
 use crate::eval::evaluate;
 use crate::liveness::{Watch, check_counts};
 use crate::optimizer::Optimizer;
-use crate::record::{BalanceRecord, DataRecord, EvalRecord, EvalSummary, StepRecord};
+use crate::record::{BalanceRecord, DataRecord, EvalRecord, StepRecord};
 use crate::report::{Level, Reporter};
 use crate::schedule::Schedule;
 use crate::session::{self, RunState};
@@ -85,6 +86,7 @@ impl Trainer<'_> {
         let mut saved_at = self.state.step;
         let mut data_ended = false;
         let mut window = Window::new();
+        let mut data_wait = DataWait::default();
         loop {
             let step = self.state.step;
             let is_last = step >= total_steps || data_ended;
@@ -137,6 +139,10 @@ impl Trainer<'_> {
             self.reporter.progress(step);
             if self.is_logged(step) {
                 self.log(&report, schedule.learning_rate(step - 1), &window)?;
+                let warning = data_wait.after_window(window.data_wait, window.start.elapsed());
+                if let Some(warning) = warning {
+                    self.say(Level::Warning, &warning);
+                }
                 window = Window::new();
             }
         }
@@ -277,12 +283,7 @@ impl Trainer<'_> {
         let record = EvalRecord {
             step: self.state.step,
             wall_time: clock::now(),
-            eval: EvalSummary {
-                loss: found.loss,
-                perplexity: found.perplexity(),
-                tokens: found.targets,
-                balance: BalanceRecord::new(&found.loads, None)?,
-            },
+            eval: found.summary()?,
         };
         self.state.add_evaluation(&record);
         self.reporter.evaluation(&record);

@@ -33,6 +33,7 @@ fn step(step: u64) -> StepRecord {
 fn evaluation(step: u64) -> EvalRecord {
     let eval = EvalSummary {
         loss: 2.0,
+        loss_batch_mean: 2.0,
         perplexity: 7.389,
         tokens: 99,
         balance: BalanceRecord::default(),
