@@ -4,8 +4,8 @@
 use crate::{
     cpu::{
         Level,
-        adamw::{self as kernel, Factors},
-        tensor::{consecutive, floats, floats_mut},
+        adamw::{self as kernel, Buffer, Factors},
+        tensor::{consecutive, floats},
     },
     dispatch::has_cpu_kernel,
     profile::span,
@@ -70,7 +70,8 @@ impl AdamW {
     /// param <- param - learning_rate / (1 - beta1^step) * m / root
     /// ```
     ///
-    /// Buffers that nobody else holds are reused. Tensors of an autodiff device are treated as
+    /// Buffers that nobody else holds are reused; of others, a checkpoint's for example, the results
+    /// are new buffers and the old ones stay as they are. Tensors of an autodiff device are treated as
     /// constants and the results are on the plain device.
     ///
     /// # Shapes
@@ -157,22 +158,25 @@ fn fused<const D: usize>(
     grad: Tensor<D>,
     moments: Moments<D>,
 ) -> (Tensor<D>, Moments<D>) {
-    let mut param = on_cpu(param);
     let grad = consecutive(on_cpu(grad));
-    let (mut exp_avg, mut exp_avg_sq) = (on_cpu(moments.exp_avg), on_cpu(moments.exp_avg_sq));
+    let mut param = Buffer::new(on_cpu(param));
+    let (mut exp_avg, mut exp_avg_sq) = (
+        Buffer::new(on_cpu(moments.exp_avg)),
+        Buffer::new(on_cpu(moments.exp_avg_sq)),
+    );
     kernel::update(
         Level::current(),
         factors,
-        floats_mut(&mut param),
+        param.target(),
         floats(&grad),
-        floats_mut(&mut exp_avg),
-        floats_mut(&mut exp_avg_sq),
+        exp_avg.target(),
+        exp_avg_sq.target(),
     );
     let moments = Moments {
-        exp_avg: Tensor::from_primitive::<Flex>(exp_avg),
-        exp_avg_sq: Tensor::from_primitive::<Flex>(exp_avg_sq),
+        exp_avg: Tensor::from_primitive::<Flex>(exp_avg.updated()),
+        exp_avg_sq: Tensor::from_primitive::<Flex>(exp_avg_sq.updated()),
     };
-    (Tensor::from_primitive::<Flex>(param), moments)
+    (Tensor::from_primitive::<Flex>(param.updated()), moments)
 }
 
 fn on_cpu<const D: usize>(tensor: Tensor<D>) -> FlexTensor {
@@ -301,6 +305,44 @@ mod tests {
         assert_eq!((address(&param), address(&moments.exp_avg_sq)), before);
         assert_ne!(address(&moments.exp_avg), address(&kept));
         assert_eq!(kept.abs().max().into_scalar::<f32>().to_bits(), 0);
+    }
+
+    #[test]
+    fn memory_that_is_held_changes_neither_the_result_nor_what_is_held() {
+        let device = Device::flex();
+        let length = 70_001;
+        let run = |hold: [bool; 3]| {
+            let param = flat(&random(0, length), DType::F32, &device);
+            let grad = flat(&random(1, length), DType::F32, &device);
+            let moments = Moments {
+                exp_avg: flat(&random(2, length), DType::F32, &device),
+                exp_avg_sq: flat(&random(3, length), DType::F32, &device).abs(),
+            };
+            let held = [&param, &moments.exp_avg, &moments.exp_avg_sq].map(Clone::clone);
+            let held: Vec<_> = held
+                .into_iter()
+                .zip(hold)
+                .filter(|(_, hold)| *hold)
+                .collect();
+            let values = |tensor: Tensor<1>| tensor.try_into_vec_as::<f32>().expect("readable");
+            let before: Vec<_> = held
+                .iter()
+                .map(|(t, _)| values(t.clone().mul_scalar(1.0)))
+                .collect();
+            let (param, moments) = CONSTANTS.update(param, grad, moments, step(3));
+            let after: Vec<_> = held.into_iter().map(|(tensor, _)| values(tensor)).collect();
+            assert_eq!(before, after);
+            [param, moments.exp_avg, moments.exp_avg_sq].map(values)
+        };
+        let in_place = run([false; 3]);
+        for hold in [
+            [true; 3],
+            [true, false, false],
+            [false, true, false],
+            [false, false, true],
+        ] {
+            assert_eq!(run(hold), in_place, "held: {hold:?}");
+        }
     }
 
     #[test]
