@@ -9,7 +9,7 @@ use crate::error::{DataError, Warning};
 use crate::fingerprint::DataFingerprint;
 use crate::mixture::Mixture;
 use crate::position::DataPosition;
-use crate::prefetch::Prefetch;
+use crate::prefetch::{Interrupt, Prefetch};
 use crate::sequences::{Feed, IGNORE_INDEX, Row, RowOptions, Sequences};
 use crate::shuffle::OrderedDocuments;
 use crate::split::Split;
@@ -57,6 +57,7 @@ pub struct DataLoader {
     fixed_length: Option<usize>,
     warnings: Vec<Warning>,
     fingerprint: DataFingerprint,
+    interrupt: Interrupt,
 }
 
 impl DataLoader {
@@ -168,11 +169,24 @@ impl DataLoader {
             .map(|(stream, place)| OrderedDocuments::new(stream, place))
             .collect();
         let stop = Arc::new(AtomicBool::new(false));
-        let prefetch = Prefetch::start(documents, &tokenizer, num_workers, Arc::clone(&stop))?;
+        let interrupt = Interrupt::default();
+        let prefetch = Prefetch::start(
+            documents,
+            &tokenizer,
+            num_workers,
+            Arc::clone(&stop),
+            interrupt.clone(),
+        )?;
         let mixture = Mixture::new(corpus.mixture, prefetch, position.sources.clone());
         let feed = if config.packing == Packing::BestFit {
             let (window, row_len) = (config.packing_window, config.sequence_length);
-            Feed::Windows(Windows::start(mixture, window, row_len, stop)?)
+            Feed::Windows(Windows::start(
+                mixture,
+                window,
+                row_len,
+                stop,
+                interrupt.clone(),
+            )?)
         } else {
             Feed::Documents(mixture)
         };
@@ -183,6 +197,7 @@ impl DataLoader {
             fixed_length: (config.packing != Packing::None).then_some(config.sequence_length),
             warnings: corpus.warnings,
             fingerprint: corpus.fingerprint,
+            interrupt,
         })
     }
 
@@ -215,6 +230,12 @@ impl DataLoader {
             self.tokenizer.pad_id(),
             position,
         )))
+    }
+
+    /// From now on gives up waiting for data, with [`DataError::Interrupted`], once `flag` is set.
+    /// Data that is there is still handed out. Dropping the loader then waits for no thread.
+    pub fn interrupt_by(&mut self, flag: Arc<AtomicBool>) {
+        self.interrupt.listen_to(flag);
     }
 
     /// The position after the last batch. After the end of the data it also counts what was passed

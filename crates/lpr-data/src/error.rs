@@ -147,6 +147,9 @@ pub enum DataError {
     /// The system refused to start a thread.
     #[error("cannot start a data thread: {0}")]
     Spawn(#[source] std::io::Error),
+    /// Waiting for data was given up, because the loader was told to.
+    #[error("reading was interrupted")]
+    Interrupted,
     /// A worker thread ended without saying why (a bug in this program or in a decoder).
     #[error("a data thread stopped unexpectedly; please report this with the data that caused it")]
     ThreadStopped,

@@ -8,9 +8,10 @@
 //! job at the head of the queue always gets done, however large another one is.
 
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
-use std::sync::{Arc, Mutex};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, SyncSender, channel, sync_channel};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::thread::{Builder, JoinHandle};
+use std::time::Duration;
 
 use crate::documents::{Body, Event, Item};
 use crate::encoder::WordCache;
@@ -18,6 +19,8 @@ use crate::error::{DataError, TokenizerError};
 use crate::shuffle::OrderedDocuments;
 use crate::tokenizer::{Tokenizer, pieces};
 
+/// How long a wait for data lasts before it looks whether it is to be given up.
+const PATIENCE: Duration = Duration::from_millis(50);
 /// A job is handed on when it has this much text. A longer document is a job of its own.
 const JOB_BYTES: usize = 1 << 16;
 /// And at the latest when it has this many items, so that a long run of empty documents does not
@@ -40,11 +43,45 @@ struct Queue {
     ready: std::vec::IntoIter<TokenItem>,
 }
 
+/// A flag from outside, set later, on which waiting for data is given up.
+#[derive(Clone, Default)]
+pub(crate) struct Interrupt(Arc<OnceLock<Arc<AtomicBool>>>);
+
+impl Interrupt {
+    /// Gives up once `flag` is set. Only the first flag counts.
+    pub(crate) fn listen_to(&self, flag: Arc<AtomicBool>) {
+        self.0.get_or_init(|| flag);
+    }
+
+    pub(crate) fn is_set(&self) -> bool {
+        let flag = self.0.get();
+        flag.is_some_and(|flag| flag.load(Ordering::Relaxed))
+    }
+
+    /// Waits for what is sent.
+    ///
+    /// # Errors
+    /// [`DataError::Interrupted`], or that the sender is gone.
+    pub(crate) fn wait<T>(&self, receiver: &Receiver<T>) -> Result<T, DataError> {
+        loop {
+            match receiver.recv_timeout(PATIENCE) {
+                Ok(received) => return Ok(received),
+                Err(RecvTimeoutError::Disconnected) => return Err(DataError::ThreadStopped),
+                Err(RecvTimeoutError::Timeout) if self.is_set() => {
+                    return Err(DataError::Interrupted);
+                }
+                Err(RecvTimeoutError::Timeout) => {}
+            }
+        }
+    }
+}
+
 /// The consumer's end. Dropping it stops all threads and waits for them.
 pub(crate) struct Prefetch {
     /// One a source; empty only while dropping.
     queues: Vec<Queue>,
     stop: Arc<AtomicBool>,
+    interrupt: Interrupt,
     threads: Vec<JoinHandle<()>>,
 }
 
@@ -56,10 +93,12 @@ impl Prefetch {
         tokenizer: &Arc<Tokenizer>,
         num_workers: usize,
         stop: Arc<AtomicBool>,
+        interrupt: Interrupt,
     ) -> Result<Self, DataError> {
         let mut prefetch = Self {
             queues: Vec::with_capacity(sources.len()),
             stop: Arc::clone(&stop),
+            interrupt,
             threads: Vec::with_capacity(num_workers + sources.len()),
         };
         // Declared after the threads, so that they find it closed if one of them does not start.
@@ -99,8 +138,8 @@ impl Prefetch {
             if let Some(item) = queue.ready.next() {
                 return Ok(item);
             }
-            let result = queue.jobs.recv().map_err(|_| DataError::ThreadStopped)?;
-            let items = result.recv().map_err(|_| DataError::ThreadStopped)??;
+            let result = self.interrupt.wait(&queue.jobs)?;
+            let items = self.interrupt.wait(&result)??;
             queue.ready = items.into_iter();
         }
     }
@@ -111,6 +150,10 @@ impl Drop for Prefetch {
         self.stop.store(true, Ordering::Relaxed);
         // The readers' next sends fail, they drop the job channel, and the workers find it closed.
         self.queues.clear();
+        if self.interrupt.is_set() {
+            // A reader may wait for a disk or a pipe that never answers; it ends with the process.
+            return;
+        }
         for thread in self.threads.drain(..) {
             // A panic in a thread has been reported by `next` already.
             let _ = thread.join();

@@ -13,7 +13,7 @@ use crate::corpus::Corpus;
 use crate::documents::Event;
 use crate::error::{DataError, Warning};
 use crate::position::Cursor;
-use crate::prefetch::Prefetch;
+use crate::prefetch::{Interrupt, Prefetch};
 use crate::prepared::{About, DATA_START, FORMAT, HEADER_BYTES, Header};
 use crate::shuffle::OrderedDocuments;
 use crate::split::Split;
@@ -79,7 +79,13 @@ pub fn prepare(
         .map(|stream| OrderedDocuments::new(stream, Cursor::default()))
         .collect();
     let stop = Arc::new(AtomicBool::new(false));
-    let mut source = Prefetch::start(documents, tokenizer, num_workers, stop)?;
+    let mut source = Prefetch::start(
+        documents,
+        tokenizer,
+        num_workers,
+        stop,
+        Interrupt::default(),
+    )?;
     let mut found = Prepared::default();
     loop {
         match source.next(0)?.event {

@@ -9,6 +9,7 @@ use crate::best_fit::{Rows, best_fit};
 use crate::error::{DataError, Warning};
 use crate::mixture::{Document, Mixture, PassedOver};
 use crate::position::SourcePosition;
+use crate::prefetch::Interrupt;
 
 /// A window ends when it has so many tokens, or fills so many rows if that is more. Bounds the
 /// memory: up to three windows of 4 bytes a token, and the document that ends each.
@@ -33,6 +34,7 @@ pub(crate) struct Windows {
     /// `None` only while dropping.
     receiver: Option<Receiver<Result<Window, DataError>>>,
     stop: Arc<AtomicBool>,
+    interrupt: Interrupt,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -44,6 +46,7 @@ impl Windows {
         max_documents: usize,
         row_len: usize,
         stop: Arc<AtomicBool>,
+        interrupt: Interrupt,
     ) -> Result<Self, DataError> {
         // Nothing is queued: the sender waits with one window in hand.
         let (sender, receiver) = sync_channel(0);
@@ -60,6 +63,7 @@ impl Windows {
         Ok(Self {
             receiver: Some(receiver),
             stop,
+            interrupt,
             thread: Some(thread),
         })
     }
@@ -70,7 +74,7 @@ impl Windows {
     /// What reading or tokenizing met, before any document of the window it happens in.
     pub(crate) fn next(&mut self) -> Result<Window, DataError> {
         let receiver = self.receiver.as_ref().ok_or(DataError::ThreadStopped)?;
-        receiver.recv().map_err(|_| DataError::ThreadStopped)?
+        self.interrupt.wait(receiver)?
     }
 }
 
@@ -78,6 +82,10 @@ impl Drop for Windows {
     fn drop(&mut self) {
         self.stop.store(true, Ordering::Relaxed);
         self.receiver = None;
+        if self.interrupt.is_set() {
+            // See `Prefetch`.
+            return;
+        }
         if let Some(thread) = self.thread.take() {
             // A panic in the thread has been reported by `next` already.
             let _ = thread.join();
