@@ -4,6 +4,8 @@ use std::fs::{self, File};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
+use crate::fault::{self, Point};
+
 /// Names of temporary files and folders start with this, followed by the process id and a dash.
 pub const TEMPORARY_PREFIX: &str = ".tmp-";
 
@@ -28,11 +30,14 @@ where
     let temporary = folder.join(temporary_name(&name));
     let written = File::create(&temporary).and_then(|file| {
         let mut writer = io::BufWriter::new(file);
+        fault::at(Point::ReplaceWrite)?;
         write(&mut writer)?;
-        writer
+        let file = writer
             .into_inner()
-            .map_err(io::IntoInnerError::into_error)?
-            .sync_all()?;
+            .map_err(io::IntoInnerError::into_error)?;
+        fault::at(Point::ReplaceSync)?;
+        file.sync_all()?;
+        fault::at(Point::ReplaceRename)?;
         fs::rename(&temporary, path)
     });
     if written.is_err() {
@@ -40,6 +45,7 @@ where
         let _ = fs::remove_file(&temporary);
     }
     written?;
+    fault::at(Point::ReplaceFolderSync)?;
     sync_folder(&folder)
 }
 

@@ -12,8 +12,10 @@ use crate::bench::shape::BenchRouter;
 use crate::hugging_face::shards::ShardSize;
 use crate::report::Verbosity;
 
+mod checkpoint;
 mod data;
 
+pub use checkpoint::{CheckpointCommand, CheckpointDirArgs, CheckpointPruneArgs, VerifyResumeArgs};
 pub use data::{DataBenchArgs, DataCheckArgs, DataCommand, DataPrepareArgs, DataTokenizerArgs};
 
 /// Pre-trains Mixture-of-Experts language models and shows what the router does.
@@ -72,6 +74,11 @@ pub enum Command {
     Doctor(DoctorArgs),
     /// Parameters and floating-point operations of a configuration's model; nothing is loaded.
     Estimate(EstimateArgs),
+    /// List, verify and remove checkpoints.
+    #[command(subcommand)]
+    Checkpoint(CheckpointCommand),
+    /// Does a run that is killed and resumed end with the same bits? Exit code 1 if not.
+    VerifyResume(VerifyResumeArgs),
     /// Check, measure and prepare data files; train a tokenizer on them.
     #[command(subcommand)]
     Data(DataCommand),
@@ -106,6 +113,14 @@ pub struct TrainArgs {
     /// source that changed begins its next epoch, unless it changed behind the file being read.
     #[arg(long, requires = "resume")]
     pub allow_data_change: bool,
+    /// Remove the checkpoints that an earlier run left in the run folder, and start anew.
+    #[arg(long, conflicts_with = "resume")]
+    pub overwrite: bool,
+    /// Branch off: continue the checkpoint of STEP in a run folder of its own, FOLDER-decay-STEP, and
+    /// begin the decay of the learning rate at once. With --resume, continue that branch if it has a
+    /// checkpoint.
+    #[arg(long, value_name = "STEP", conflicts_with = "overwrite")]
+    pub decay_from: Option<u64>,
     /// Where to compute; this build has only `cpu`. Overrides `train.device`.
     #[arg(long, value_name = "DEVICE", env = "LPR_DEVICE")]
     pub device: Option<String>,

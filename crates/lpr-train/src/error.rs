@@ -107,6 +107,12 @@ pub enum TrainError {
     /// A configured balancer does nothing.
     #[error(transparent)]
     DeadBalancer(#[from] DeadBalancer),
+    /// A resumed run is not the run that was never interrupted.
+    #[error("the runs differ; both are in {}", folder.display())]
+    NotTheSame {
+        /// Where they are.
+        folder: PathBuf,
+    },
     /// The file system refused.
     #[error("cannot use {path}", path = path.display())]
     Io {
@@ -132,6 +138,17 @@ impl TrainError {
         }
     }
 
+    /// The failure and its causes on one line.
+    pub fn chain(&self) -> String {
+        let mut text = self.to_string();
+        let mut cause = std::error::Error::source(self);
+        while let Some(error) = cause {
+            text = format!("{text}: {error}");
+            cause = error.source();
+        }
+        text
+    }
+
     /// 1 for a failure at run time, 2 usage or configuration, 3 data, 4 checkpoint, 5 diverged, 6
     /// device.
     pub fn exit_code(&self) -> u8 {
@@ -139,12 +156,23 @@ impl TrainError {
             Self::RunDir(RunDirError::Io { .. })
             | Self::Balance(_)
             | Self::DeadBalancer(_)
+            | Self::NotTheSame { .. }
             | Self::Io { .. }
             | Self::Output(_)
             | Self::Signals(_) => 1,
-            Self::Config(_) | Self::Usage(_) | Self::RunDir(_) | Self::Vocabulary { .. } => 2,
+            Self::Config(_)
+            | Self::Usage(_)
+            | Self::RunDir(
+                RunDirError::BadPath { .. }
+                | RunDirError::Foreign { .. }
+                | RunDirError::InUse { .. }
+                | RunDirError::HasCheckpoints { .. }
+                | RunDirError::NotOurs { .. },
+            )
+            | Self::Vocabulary { .. } => 2,
             Self::Data(_) | Self::BadFiles { .. } => 3,
             Self::Checkpoint(_)
+            | Self::RunDir(RunDirError::Checkpoint(_))
             | Self::Folder(_)
             | Self::OtherRun { .. }
             | Self::OtherData { .. } => 4,

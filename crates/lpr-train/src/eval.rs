@@ -6,6 +6,7 @@ use lpr_model::CausalLm;
 
 use crate::balance::{BalanceError, LoadCounts};
 use crate::batch::MicroBatch;
+use crate::fault::{self, Point};
 use crate::load::DeviceLoad;
 use crate::record::{BalanceRecord, EvalSummary};
 
@@ -90,6 +91,7 @@ pub fn evaluate(
         let Some(batch) = loader.next_batch()? else {
             break;
         };
+        fault::reached(Point::EvalBatch);
         if stop() {
             return Ok(None);
         }

@@ -189,16 +189,17 @@ impl Optimizer {
         )
     }
 
-    /// The averages of every parameter, for a checkpoint.
-    pub fn state(&self) -> TensorMap {
-        let mut state = TensorMap::new();
-        for (name, moments) in &self.moments {
-            let [average, square] = STATE_SUFFIXES;
-            let host = |t: &Tensor<1>| HostTensor::from_tensor(t.clone());
-            state.insert(format!("{name}{average}"), host(&moments.exp_avg));
-            state.insert(format!("{name}{square}"), host(&moments.exp_avg_sq));
-        }
-        state
+    /// The averages of every parameter with their names in a checkpoint, sharing their memory.
+    pub fn averages(&self) -> Vec<(String, Tensor<1>)> {
+        let [average, square] = STATE_SUFFIXES;
+        let named = |(name, moments): (&String, &Moments<1>)| {
+            let (first, second) = (moments.exp_avg.clone(), moments.exp_avg_sq.clone());
+            [
+                (format!("{name}{average}"), first),
+                (format!("{name}{square}"), second),
+            ]
+        };
+        self.moments.iter().flat_map(named).collect()
     }
 
     /// Continues from a saved state after `step` steps.

@@ -1,6 +1,7 @@
 //! This process and others on the same host: who owns a run, and is the owner still alive? How
 //! much of the machine has this one used?
 
+use std::path::Path;
 use std::time::Duration;
 
 /// The name of this host, `unknown` if the system does not tell.
@@ -46,6 +47,29 @@ pub fn cpu_time() -> Option<Duration> {
     }
     #[cfg(not(unix))]
     {
+        None
+    }
+}
+
+/// Gives the calling thread what the others of this host leave over, where a thread has a priority
+/// of its own (Linux).
+pub fn yield_to_other_threads() {
+    // That it could not be lowered costs a little speed, no more.
+    #[cfg(target_os = "linux")]
+    let _ = rustix::process::setpriority_process(None, 19);
+}
+
+/// How many bytes may still be written to the file system that holds `path`. `None` where the system
+/// does not tell.
+pub fn free_space(path: &Path) -> Option<u64> {
+    #[cfg(unix)]
+    {
+        let system = rustix::fs::statvfs(path).ok()?;
+        Some(system.f_bavail.saturating_mul(system.f_frsize))
+    }
+    #[cfg(not(unix))]
+    {
+        let _ = path;
         None
     }
 }

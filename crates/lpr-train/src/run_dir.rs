@@ -5,13 +5,17 @@
 //! it locked.
 
 use std::fs::{self, File, TryLockError};
-use std::io::{self, BufRead, BufReader, Read, Seek, SeekFrom, Write};
+use std::io::{self, BufRead, BufReader};
 use std::path::{Component, Path, PathBuf};
 
-use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
-use crate::{atomic_file, clock, process};
+use crate::checkpoint::{self, CheckpointError, LATEST_FILE, Manifest};
+use crate::fault::{self, Point};
+use crate::{atomic_file, clock};
+use owner::{Owner, read_owner, seems_alive, takeover_warning, write_owner};
+
+mod owner;
 
 /// Name of the lock file.
 pub const LOCK_FILE: &str = "lock";
@@ -23,11 +27,6 @@ pub const METRICS_FILE: &str = "metrics.jsonl";
 pub const LOG_FILE: &str = "log.txt";
 /// Name of the folder of checkpoints.
 pub const CHECKPOINTS_FOLDER: &str = "checkpoints";
-/// What the lock file says about the program that wrote it.
-const PROGRAM: &str = "lpr-train";
-/// The lock file always has this size, so that one small write replaces its content.
-const LOCK_BYTES: usize = 512;
-
 /// Why a folder cannot be used for a run.
 #[derive(Debug, Error)]
 pub enum RunDirError {
@@ -64,14 +63,29 @@ pub enum RunDirError {
     },
     /// The folder already has checkpoints and nobody asked to continue from them.
     #[error(
-        "{path} already holds checkpoints; say --resume to continue that run, or choose another \
-         train.run_dir",
+        "{path} already holds checkpoints; say --resume to continue that run, --overwrite to remove \
+         them, or choose another train.run_dir",
         path = path.display()
     )]
     HasCheckpoints {
         /// The folder.
         path: PathBuf,
     },
+    /// `--overwrite` would remove something that no run wrote.
+    #[error(
+        "{path} is not a checkpoint of lpr-train ({reason}), so --overwrite removes nothing; move it \
+         away, or choose another train.run_dir",
+        path = path.display()
+    )]
+    NotOurs {
+        /// The folder.
+        path: PathBuf,
+        /// What is wrong with its manifest.
+        reason: CheckpointError,
+    },
+    /// A checkpoint to be overwritten could not be looked at or removed.
+    #[error(transparent)]
+    Checkpoint(#[from] CheckpointError),
     /// The file system refused.
     #[error("cannot use {path}", path = path.display())]
     Io {
@@ -91,37 +105,15 @@ impl RunDirError {
     }
 }
 
-/// Who holds, or held, the folder.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-struct Owner {
-    program: String,
-    host: String,
-    pid: u32,
-    /// Seconds since 1970.
-    started: u64,
-    /// Seconds since 1970; absent while the owner runs, or if it was killed.
-    released: Option<u64>,
-}
-
-impl Owner {
-    fn this_process() -> Self {
-        Self {
-            program: PROGRAM.to_owned(),
-            host: process::host_name(),
-            pid: std::process::id(),
-            started: clock::now() as u64,
-            released: None,
-        }
-    }
-
-    fn describe(&self) -> String {
-        format!(
-            "process {} on host {} since {}",
-            self.pid,
-            self.host,
-            clock::utc(self.started)
-        )
-    }
+/// What to do with the checkpoints of an earlier run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Earlier {
+    /// Refuse the folder.
+    Refuse,
+    /// Keep them: one of them is to be continued from.
+    Keep,
+    /// Remove them, if they carry our manifest.
+    Remove,
 }
 
 /// The folder of a run, owned by this process until the value is dropped.
@@ -138,8 +130,8 @@ impl RunDir {
     ///
     /// # Errors
     /// [`RunDirError`]: a path that is not acceptable, a folder of something else, a folder that
-    /// another process holds, or one with checkpoints although `resume` is false.
-    pub fn open(path: &Path, resume: bool) -> Result<Self, RunDirError> {
+    /// another process holds, or one with checkpoints that are neither to be kept nor removable.
+    pub fn open(path: &Path, earlier: Earlier) -> Result<Self, RunDirError> {
         check_path(path)?;
         fs::create_dir_all(path).map_err(RunDirError::io(path))?;
         refuse_foreign(path)?;
@@ -169,10 +161,14 @@ impl RunDir {
             }
             Err(TryLockError::Error(error)) => return Err(to_io(error)),
         }
-        if !resume && has_checkpoints(path)? {
-            return Err(RunDirError::HasCheckpoints {
-                path: path.to_path_buf(),
-            });
+        match earlier {
+            Earlier::Refuse if has_checkpoints(path)? => {
+                return Err(RunDirError::HasCheckpoints {
+                    path: path.to_path_buf(),
+                });
+            }
+            Earlier::Remove => remove_checkpoints(&path.join(CHECKPOINTS_FOLDER))?,
+            Earlier::Refuse | Earlier::Keep => {}
         }
         let warnings = previous
             .as_ref()
@@ -180,7 +176,9 @@ impl RunDir {
             .into_iter()
             .collect();
         let owner = Owner::this_process();
-        write_owner(&mut lock, &owner).map_err(&to_io)?;
+        fault::at(Point::LockWrite)
+            .and_then(|()| write_owner(&mut lock, &owner))
+            .map_err(&to_io)?;
         Ok(Self {
             path: path.to_path_buf(),
             lock,
@@ -224,7 +222,9 @@ impl RunDir {
     /// [`RunDirError::Io`].
     pub fn open_metrics(&self, last_step: Option<u64>) -> Result<File, RunDirError> {
         let path = self.metrics();
-        reopen_metrics(&path, last_step).map_err(RunDirError::io(&path))
+        fault::at(Point::MetricsOpen)
+            .and_then(|()| reopen_metrics(&path, last_step))
+            .map_err(RunDirError::io(&path))
     }
 
     /// The path of `metrics.jsonl`.
@@ -332,38 +332,22 @@ fn has_checkpoints(path: &Path) -> Result<bool, RunDirError> {
     }
 }
 
-fn seems_alive(owner: &Owner) -> bool {
-    let elsewhere = owner.host != process::host_name();
-    owner.released.is_none()
-        && owner.pid != std::process::id()
-        && (elsewhere || process::is_alive(owner.pid))
-}
-
-fn takeover_warning(previous: &Owner) -> Option<String> {
-    let elsewhere = previous.released.is_none() && previous.host != process::host_name();
-    elsewhere.then(|| {
-        format!(
-            "the folder was last held by {}, which never released it; taken over",
-            previous.describe()
-        )
-    })
-}
-
-/// The owner that the lock file names, if it is one of ours.
-fn read_owner(lock: &mut File) -> io::Result<Option<Owner>> {
-    let mut bytes = Vec::new();
-    lock.seek(SeekFrom::Start(0))?;
-    lock.take(LOCK_BYTES as u64).read_to_end(&mut bytes)?;
-    let owner: Option<Owner> = serde_json::from_slice(&bytes).ok();
-    Ok(owner.filter(|owner| owner.program == PROGRAM))
-}
-
-fn write_owner(lock: &mut File, owner: &Owner) -> io::Result<()> {
-    let mut bytes = serde_json::to_vec(owner)?;
-    bytes.resize(LOCK_BYTES - 1, b' ');
-    bytes.push(b'\n');
-    lock.seek(SeekFrom::Start(0))?;
-    lock.write_all(&bytes)
+/// Removes all checkpoints, or none if one of them is not ours alone.
+fn remove_checkpoints(folder: &Path) -> Result<(), RunDirError> {
+    let found = checkpoint::step_folders(folder)?;
+    for (_, path) in &found {
+        Manifest::read(path)
+            .and_then(|manifest| manifest.check_no_others(path))
+            .map_err(|reason| RunDirError::NotOurs {
+                path: path.clone(),
+                reason,
+            })?;
+    }
+    for (_, path) in &found {
+        checkpoint::remove(folder, path).map_err(RunDirError::io(path))?;
+    }
+    let latest = folder.join(LATEST_FILE);
+    atomic_file::remove_any(&latest).map_err(RunDirError::io(&latest))
 }
 
 /// Opens `metrics.jsonl` for appending with its lines of steps up to `last_step`.
@@ -398,7 +382,11 @@ fn truncate_metrics(path: &Path, last_step: Option<u64>) -> io::Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use std::io::Write;
+
+    use super::owner::LOCK_BYTES;
     use super::*;
+    use crate::process;
 
     fn folder() -> (tempfile::TempDir, PathBuf) {
         let temporary = tempfile::tempdir().expect("temporary folder");
@@ -414,7 +402,7 @@ mod tests {
     fn a_new_folder_is_created_and_can_be_opened_again_later() {
         let (_temporary, path) = folder();
         for _ in 0..3 {
-            let run = RunDir::open(&path, false).expect("opened");
+            let run = RunDir::open(&path, Earlier::Refuse).expect("opened");
             assert_eq!(run.path(), path);
             assert_eq!(run.warnings(), Vec::<String>::new());
             run.write_config("x = 1\n").expect("written");
@@ -432,21 +420,21 @@ mod tests {
     #[test]
     fn a_second_owner_is_refused_and_told_who_the_first_is() {
         let (_temporary, path) = folder();
-        let first = RunDir::open(&path, false).expect("opened");
-        let text = message(RunDir::open(&path, true));
+        let first = RunDir::open(&path, Earlier::Refuse).expect("opened");
+        let text = message(RunDir::open(&path, Earlier::Keep));
         assert!(
             text.contains(&format!("process {}", std::process::id())),
             "{text}"
         );
         assert!(text.contains(&process::host_name()), "{text}");
         drop(first);
-        RunDir::open(&path, true).expect("free again");
+        RunDir::open(&path, Earlier::Keep).expect("free again");
     }
 
     #[test]
     fn the_lock_of_a_killed_process_is_taken_over() {
         let (_temporary, path) = folder();
-        drop(RunDir::open(&path, false).expect("opened"));
+        drop(RunDir::open(&path, Earlier::Refuse).expect("opened"));
         let lock = path.join(LOCK_FILE);
         let write = |owner: &Owner| {
             fs::write(&lock, serde_json::to_vec(owner).expect("json")).expect("written");
@@ -457,14 +445,16 @@ mod tests {
         };
         write(&killed);
         assert_eq!(
-            RunDir::open(&path, false).expect("taken over").warnings(),
+            RunDir::open(&path, Earlier::Refuse)
+                .expect("taken over")
+                .warnings(),
             Vec::<String>::new()
         );
         write(&Owner {
             host: "another-host".to_owned(),
             ..killed
         });
-        let warnings = RunDir::open(&path, false)
+        let warnings = RunDir::open(&path, Earlier::Refuse)
             .expect("taken over")
             .warnings()
             .join("\n");
@@ -498,7 +488,7 @@ mod tests {
         let (_temporary, path) = folder();
         fs::create_dir_all(&path).expect("created");
         fs::write(path.join(LOCK_FILE), "").expect("written");
-        RunDir::open(&path, false).expect("opened");
+        RunDir::open(&path, Earlier::Refuse).expect("opened");
     }
 
     #[test]
@@ -510,8 +500,8 @@ mod tests {
             let (_temporary, path) = folder();
             fs::create_dir_all(&path).expect("created");
             fs::write(path.join(name), content).expect("written");
-            for resume in [false, true] {
-                let text = message(RunDir::open(&path, resume));
+            for earlier in [Earlier::Refuse, Earlier::Keep, Earlier::Remove] {
+                let text = message(RunDir::open(&path, earlier));
                 assert!(
                     text.contains(name) && text.contains("train.run_dir"),
                     "{text}"
@@ -528,15 +518,51 @@ mod tests {
     #[test]
     fn a_folder_with_checkpoints_needs_resume() {
         let (_temporary, path) = folder();
-        let run = RunDir::open(&path, false).expect("opened");
+        let run = RunDir::open(&path, Earlier::Refuse).expect("opened");
         fs::create_dir_all(run.checkpoints().join("step-00000010")).expect("created");
         drop(run);
-        let text = message(RunDir::open(&path, false));
+        let text = message(RunDir::open(&path, Earlier::Refuse));
         assert!(
             text.contains("--resume") && text.contains("train.run_dir"),
             "{text}"
         );
-        RunDir::open(&path, true).expect("resumed");
+        RunDir::open(&path, Earlier::Keep).expect("resumed");
+    }
+
+    #[test]
+    fn overwriting_removes_checkpoints_with_our_manifest_or_nothing() {
+        let (_temporary, path) = folder();
+        let run = RunDir::open(&path, Earlier::Refuse).expect("opened");
+        let checkpoints = run.checkpoints();
+        for step in [10, 20] {
+            checkpoint::save(&checkpoints, step, Vec::new(), &step, "hash").expect("saved");
+        }
+        drop(run);
+        let names = || {
+            let items = fs::read_dir(&checkpoints).expect("listed");
+            let mut names: Vec<_> = items.map(|i| i.expect("entry").file_name()).collect();
+            names.sort();
+            names
+        };
+        let all = names();
+        for foreign in ["step-00000030/thesis.tex", "step-00000010/thesis.tex"] {
+            let file = checkpoints.join(foreign);
+            let own = file.parent().expect("a folder");
+            let is_new = !own.exists();
+            fs::create_dir_all(own).expect("created");
+            fs::write(&file, "words").expect("written");
+            let text = message(RunDir::open(&path, Earlier::Remove));
+            assert!(text.contains("removes nothing"), "{text}");
+            assert_eq!(fs::read_to_string(&file).expect("readable"), "words");
+            fs::remove_file(&file).expect("removed");
+            if is_new {
+                fs::remove_dir(own).expect("removed");
+            }
+            assert_eq!(names(), all);
+        }
+        fs::write(checkpoints.join("notes.txt"), "words").expect("written");
+        RunDir::open(&path, Earlier::Remove).expect("opened");
+        assert_eq!(names(), ["notes.txt"]);
     }
 
     #[test]
@@ -554,7 +580,7 @@ mod tests {
             (PathBuf::from("."), "does not name"),
         ];
         for (path, needle) in cases {
-            let error = RunDir::open(&path, false).expect_err("refused");
+            let error = RunDir::open(&path, Earlier::Refuse).expect_err("refused");
             assert!(matches!(error, RunDirError::BadPath { .. }), "{error:?}");
             assert!(
                 error.to_string().contains(needle),
@@ -573,15 +599,18 @@ mod tests {
         let (temporary, path) = folder();
         std::os::unix::fs::symlink(temporary.path(), temporary.path().join("link"))
             .expect("linked");
-        let text = message(RunDir::open(&temporary.path().join("link"), false));
+        let text = message(RunDir::open(
+            &temporary.path().join("link"),
+            Earlier::Refuse,
+        ));
         assert!(text.contains("symbolic link"), "{text}");
-        RunDir::open(&path, false).expect("a real folder is fine");
+        RunDir::open(&path, Earlier::Refuse).expect("a real folder is fine");
     }
 
     #[test]
     fn resuming_keeps_the_metrics_up_to_the_checkpoint_and_appends_after_them() {
         let (_temporary, path) = folder();
-        let run = RunDir::open(&path, false).expect("opened");
+        let run = RunDir::open(&path, Earlier::Refuse).expect("opened");
         let metrics = path.join(METRICS_FILE);
         let kept =
             "{\"step\":10,\"loss_ce\":5.5}\n{\"step\":20,\"x\":1}\n{\"step\":20,\"eval\":{}}\n";

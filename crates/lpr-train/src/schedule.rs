@@ -8,6 +8,8 @@ use std::f64::consts::PI;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::config::RunConfig;
+
 /// Which curve the learning rate follows.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
@@ -42,6 +44,9 @@ pub struct ScheduleConfig {
     /// Share of the steps at the peak; what warm-up and this leave is the decay.
     #[schemars(range(min = 0.0, max = 1.0))]
     pub stable_ratio: f64,
+    /// The step from which on the rate decays, in place of `stable_ratio`; `--decay-from` sets it.
+    #[schemars(range(min = 0, max = 1_000_000_000_000_u64))]
+    pub decay_start: Option<u64>,
     /// The lowest rate, as a share of the peak.
     #[schemars(range(min = 0.0, max = 1.0))]
     pub min_lr_ratio: f64,
@@ -55,6 +60,7 @@ impl Default for ScheduleConfig {
             kind: ScheduleKind::Wsd,
             warmup_ratio: 0.05,
             stable_ratio: 0.75,
+            decay_start: None,
             min_lr_ratio: 0.05,
             decay_shape: DecayShape::Cosine,
         }
@@ -80,7 +86,11 @@ impl Schedule {
     pub fn new(config: &ScheduleConfig, learning_rate: f64, total_steps: u64) -> Self {
         let share = |ratio: f64| (ratio * total_steps as f64).floor() as u64;
         let warmup_steps = share(config.warmup_ratio).min(total_steps);
-        let stable_steps = share(config.stable_ratio).min(total_steps - warmup_steps);
+        let stable_steps = match config.decay_start {
+            Some(start) => start.saturating_sub(warmup_steps),
+            None => share(config.stable_ratio),
+        };
+        let stable_steps = stable_steps.min(total_steps - warmup_steps);
         Self {
             learning_rate,
             warmup_steps,
@@ -89,6 +99,22 @@ impl Schedule {
             min_lr_ratio: config.min_lr_ratio,
             decay_shape: config.decay_shape,
         }
+    }
+
+    /// The schedule of a run.
+    pub fn of(config: &RunConfig) -> Self {
+        let learning_rate = config.optimizer.learning_rate;
+        Self::new(&config.schedule, learning_rate, config.total_steps())
+    }
+
+    /// How many steps warm up.
+    pub fn warmup_steps(&self) -> u64 {
+        self.warmup_steps
+    }
+
+    /// How many steps the decay takes.
+    pub fn decay_steps(&self) -> u64 {
+        self.decay_steps
     }
 
     /// The learning rate of the 0-based optimizer step `step`.

@@ -8,15 +8,14 @@ use lpr_data::{DataConfig, DataFingerprint, DataLoader, DataPosition, Split, Tok
 use lpr_kernels::{ProductPrecision, has_bf16_products, set_product_precision};
 use lpr_model::CausalLm;
 use lpr_model::estimate::estimate;
-use lpr_model::parameters::{
-    ParameterMismatch, TensorMap, parameter_values, with_parameter_values,
-};
+use lpr_model::parameters::{ParameterMismatch, TensorMap, with_parameter_values};
 use serde::{Deserialize, Serialize};
 
 use crate::balance::{LoadCounts, LoadTracker};
-use crate::checkpoint::{self, Checkpoint, CheckpointError};
+use crate::checkpoint::{Checkpoint, CheckpointError, Retention};
 use crate::config::{Precision, RunConfig};
 use crate::error::TrainError;
+use crate::fault::{self, Point};
 use crate::idle::IdleExperts;
 use crate::load::LayerLoad;
 use crate::memory::{self, LeastMemory};
@@ -25,10 +24,12 @@ use crate::record::EvalRecord;
 use crate::stability::Stability;
 use crate::weights_file;
 
-const MODEL_FILE: &str = "model.safetensors";
 /// The devices of this build, as configurations name them.
 pub const DEVICES: [&str; 1] = ["cpu"];
-const OPTIMIZER_FILE: &str = "optimizer.safetensors";
+/// The weights in a checkpoint.
+pub const MODEL_FILE: &str = "model.safetensors";
+/// The optimizer's averages in a checkpoint.
+pub const OPTIMIZER_FILE: &str = "optimizer.safetensors";
 /// The configuration in a checkpoint.
 pub const CONFIG_FILE: &str = "config.toml";
 
@@ -136,6 +137,7 @@ impl RunState {
 /// # Errors
 /// If it cannot be opened, or has more ids than `model.vocab_size`.
 pub fn open_tokenizer(config: &RunConfig) -> Result<Arc<Tokenizer>, TrainError> {
+    fault::reached(Point::TokenizerOpen);
     let tokenizer = Tokenizer::open(&config.data.tokenizer).map_err(lpr_data::DataError::from)?;
     let vocab_size = config.model.decoder().vocab_size;
     if tokenizer.vocab_size() > vocab_size {
@@ -285,7 +287,8 @@ pub fn load_optimizer(
 }
 
 fn read_tensors(path: &Path) -> Result<TensorMap, TrainError> {
-    Ok(weights_file::read(path).map_err(|error| CheckpointError::io(path, error))?)
+    let read = fault::at(Point::ReadTensors).and_then(|()| weights_file::read(path));
+    Ok(read.map_err(|error| CheckpointError::io(path, error))?)
 }
 
 fn misfit(path: PathBuf, error: &ParameterMismatch) -> TrainError {
@@ -293,33 +296,25 @@ fn misfit(path: PathBuf, error: &ParameterMismatch) -> TrainError {
     CheckpointError::Invalid { path, reason }.into()
 }
 
-/// Saves a checkpoint of `state.step` steps below `checkpoints`, then drops the oldest ones.
-///
-/// Returns what the user should know about checkpoints that could not be removed.
-///
-/// # Errors
-/// If it cannot be written; older checkpoints are then untouched.
-pub fn save(
-    checkpoints: &Path,
-    config: &RunConfig,
-    model: &CausalLm,
-    optimizer: &Optimizer,
-    state: &RunState,
-) -> Result<Vec<String>, TrainError> {
-    let files: Vec<(&str, checkpoint::WriteFile<'_>)> = vec![
-        (
-            MODEL_FILE,
-            Box::new(|path: &Path| weights_file::write(path, &parameter_values(model))),
-        ),
-        (
-            OPTIMIZER_FILE,
-            Box::new(|path: &Path| weights_file::write(path, &optimizer.state())),
-        ),
-        (
-            CONFIG_FILE,
-            Box::new(|path: &Path| std::fs::write(path, config.to_toml())),
-        ),
-    ];
-    checkpoint::save(checkpoints, state.step, files, state, &config.hash())?;
-    Ok(checkpoint::prune(checkpoints, config.checkpoint.keep_last)?.warnings)
+/// Which checkpoints a config keeps.
+pub fn retention(config: &RunConfig) -> Retention {
+    Retention {
+        keep_last: config.checkpoint.keep_last,
+        keep_every: config.checkpoint.keep_every,
+        keep_best: config.checkpoint.keep_best,
+    }
+}
+
+/// About how large a checkpoint of this config is: weights and two averages.
+pub fn checkpoint_bytes(config: &RunConfig) -> u64 {
+    let sequence_length = config.data.sequence_length;
+    let estimate = estimate(&config.model.decoder(), &config.router, sequence_length);
+    estimate.total_params as u64 * 3 * size_of::<f32>() as u64
+}
+
+/// The validation loss of the weights in a checkpoint, if they were evaluated.
+pub fn validation_loss(checkpoint: &Checkpoint) -> Option<f64> {
+    let state: RunState = checkpoint.state().ok()?;
+    let point = state.last_evaluation?;
+    (point.step == checkpoint.step()).then_some(point.loss)
 }

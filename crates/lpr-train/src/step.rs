@@ -9,9 +9,11 @@ use lpr_model::{CausalLm, LatentNoise, LossContext, RouterConfig, RouterLoss, Ro
 use thiserror::Error;
 
 use crate::batch::MicroBatch;
+use crate::fault::{self, Point};
 use crate::load::{DeviceLoad, LayerLoad};
 use crate::objective::objective;
 use crate::optimizer::{GradientSum, Optimizer};
+use crate::signals::StopRequest;
 use crate::spoil;
 
 /// What a step needs besides the model, the optimizer and the data.
@@ -25,6 +27,8 @@ pub struct StepPlan {
     pub noise: Vec<LatentNoise>,
     /// The update is applied unless the cross-entropy exceeds this.
     pub max_loss: f64,
+    /// Gives up between two micro-batches when set.
+    pub stop: StopRequest,
 }
 
 impl StepPlan {
@@ -60,7 +64,7 @@ pub struct StepReport {
 pub struct NotApplied {
     /// The weights as they were before.
     pub model: CausalLm,
-    /// What the step would have been.
+    /// What the step would have been; of the micro-batches that were done, if it was stopped.
     pub report: StepReport,
     /// Why.
     pub reason: Reason,
@@ -90,6 +94,9 @@ pub enum Reason {
         /// See [`StepPlan::max_loss`].
         max_loss: f64,
     },
+    /// The run was asked to stop before all micro-batches were done.
+    #[error("the run was asked to stop in the middle of the step")]
+    Stopped,
 }
 
 fn list(gradients: &[String]) -> String {
@@ -103,8 +110,8 @@ fn list(gradients: &[String]) -> String {
 /// Forward and backward over all micro-batches, clip, AdamW.
 ///
 /// # Errors
-/// If the loss or the gradient norm is not finite, or the loss exceeds `plan.max_loss`; the update is
-/// then not applied.
+/// If the loss or the gradient norm is not finite, the loss exceeds `plan.max_loss`, or `plan.stop` is
+/// set between two micro-batches; the update is then not applied.
 pub fn train_step(
     model: CausalLm,
     optimizer: &mut Optimizer,
@@ -118,6 +125,16 @@ pub fn train_step(
     let mut statistics = Vec::new();
     let mut step_loads = step_loads(&model, router, micro_batches).into_iter();
     for (batch, noise) in micro_batches.iter().zip(&plan.noise) {
+        fault::reached(Point::StepMicroBatch);
+        // Before the first one the caller has looked.
+        let done = results.len();
+        if done > 0 && plan.stop.is_set() {
+            return Err(Box::new(NotApplied {
+                model,
+                report: StepReport::read(results, &micro_batches[..done], step_targets, f64::NAN),
+                reason: Reason::Stopped,
+            }));
+        }
         let context = LossContext {
             step_load: step_loads.next(),
             ..loss_context(&**router, batch, noise)
@@ -156,6 +173,7 @@ pub fn train_step(
             reason,
         }));
     }
+    fault::reached(Point::StepUpdate);
     gradients.clip(grad_norm, plan.max_grad_norm);
     let model = optimizer
         .update(model, gradients, plan.learning_rate)

@@ -1,6 +1,5 @@
 //! The loop around the step: data, cadence of log, evaluation and checkpoint, stopping.
 
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -16,16 +15,19 @@ use crate::config::RunConfig;
 use crate::data_wait::DataWait;
 use crate::error::{Outcome, TrainError};
 use crate::eval::evaluate;
+use crate::fault::{self, Point};
 use crate::liveness::{Watch, check_counts};
 use crate::optimizer::Optimizer;
 use crate::record::{BalanceRecord, DataRecord, EvalRecord, StepRecord};
 use crate::report::{Level, Reporter};
+use crate::saver::Saver;
 use crate::schedule::Schedule;
 use crate::session::{self, RunState};
-use crate::signals::StopRequest;
+use crate::signals::{SaveRequest, StopRequest};
 use crate::spoil;
 use crate::step::{StepPlan, StepReport, train_step};
 
+mod saving;
 mod unstable;
 
 /// Everything a run works with, apart from the model, which every step replaces.
@@ -42,12 +44,14 @@ pub struct Trainer<'a> {
     pub optimizer: Optimizer,
     /// What the next checkpoint remembers.
     pub state: RunState,
-    /// Where checkpoints go.
-    pub checkpoints: PathBuf,
+    /// Writes checkpoints.
+    pub saver: Saver,
     /// Where records go.
     pub reporter: &'a mut dyn Reporter,
     /// Set when the run is asked to save and stop.
     pub stop: StopRequest,
+    /// Set when the run is asked to save and go on.
+    pub save: SaveRequest,
     /// Sees to it that the balancers live.
     pub watch: Watch<'a>,
 }
@@ -78,12 +82,7 @@ impl Trainer<'_> {
     /// Data that cannot be read, a step that is not finite, a checkpoint that cannot be written.
     pub fn run(&mut self, mut model: CausalLm) -> Result<Outcome, TrainError> {
         let total_steps = self.config.total_steps();
-        let schedule = Schedule::new(
-            &self.config.schedule,
-            self.config.optimizer.learning_rate,
-            total_steps,
-        );
-        let mut saved_at = self.state.step;
+        let schedule = Schedule::of(self.config);
         let mut data_ended = false;
         let mut window = Window::new();
         let mut data_wait = DataWait::default();
@@ -94,21 +93,15 @@ impl Trainer<'_> {
             // run that was stopped in the middle of one makes up for it.
             let evaluates = self.is_evaluation_due(is_last) && !self.state.is_evaluated();
             if evaluates && !self.evaluate(&model)? {
-                return self.stop_early(&model, saved_at);
-            }
-            // Weights that steps are being skipped with are nothing to go back to.
-            let is_due =
-                is_due(step, self.config.checkpoint.every_steps) && self.state.stability.is_sound();
-            let is_due = is_last || is_due;
-            if is_due && (saved_at != step || evaluates) {
-                self.save(&model)?;
-                saved_at = step;
+                return self.stop_early(&model);
             }
             if is_last {
+                self.save_last(&model, evaluates)?;
                 return Ok(Outcome::Done);
             }
+            self.save_if_due(&model, evaluates);
             if self.stop.is_set() {
-                return self.stop_early(&model, saved_at);
+                return self.stop_early(&model);
             }
 
             let wait = Instant::now();
@@ -119,9 +112,10 @@ impl Trainer<'_> {
                     data_ended = true;
                     continue;
                 }
+                Err(DataError::Interrupted) => continue,
                 Err(error) => {
                     // What was trained so far must not be lost to a bad file.
-                    self.save_unless(&model, saved_at)?;
+                    self.rescue(&model);
                     return Err(error.into());
                 }
             };
@@ -129,7 +123,6 @@ impl Trainer<'_> {
             let (next, report) = self.step(model, &batches, &schedule)?;
             model = next;
             let Some(report) = report else {
-                saved_at = self.state.step;
                 continue;
             };
             window.steps += 1;
@@ -145,6 +138,7 @@ impl Trainer<'_> {
                 }
                 window = Window::new();
             }
+            fault::reached(Point::StepEnd);
         }
     }
 
@@ -161,6 +155,7 @@ impl Trainer<'_> {
 
     /// The batches of one optimizer step, or `None` when the data cannot fill it any more.
     fn next_step_batches(&mut self) -> Result<Option<Vec<TokenBatch>>, DataError> {
+        fault::reached(Point::DataBatch);
         let mut batches = Vec::new();
         for _ in 0..self.config.train.gradient_accumulation_steps {
             let batch = self.loader.next_batch()?;
@@ -181,7 +176,8 @@ impl Trainer<'_> {
         }
     }
 
-    /// The model after a step and what it did; nothing if the run went back to a checkpoint.
+    /// The model after a step and what it did; nothing if the run went back to a checkpoint, or was
+    /// asked to stop before the end of the step.
     fn step(
         &mut self,
         model: CausalLm,
@@ -204,6 +200,7 @@ impl Trainer<'_> {
             max_grad_norm: self.config.optimizer.max_grad_norm,
             noise: StepPlan::noise(self.config.train.seed, step, micro_batches.len()),
             max_loss: self.state.stability.max_loss(stability),
+            stop: self.stop.clone(),
         };
         let router = &self.config.router;
         let stepped = train_step(model, &mut self.optimizer, router, &micro_batches, &plan);
@@ -268,14 +265,16 @@ impl Trainer<'_> {
         if self.config.data.validation.is_empty() {
             return Ok(true);
         }
-        let loader = session::open_validation(self.config, &self.tokenizer)?;
+        let mut loader = session::open_validation(self.config, &self.tokenizer)?;
+        loader.interrupt_by(self.stop.flag());
         let stop = self.stop.clone();
         let max_tokens = self.config.eval.max_tokens;
-        let found = evaluate(&model.valid(), loader, max_tokens, &self.device, &|| {
-            stop.is_set()
-        })?;
-        let Some(found) = found else {
-            return Ok(false);
+        let stopped = || stop.is_set();
+        let model = model.valid();
+        let found = match evaluate(&model, loader, max_tokens, &self.device, &stopped) {
+            Ok(Some(found)) => found,
+            Ok(None) | Err(DataError::Interrupted) => return Ok(false),
+            Err(error) => return Err(error.into()),
         };
         for warning in &found.warnings {
             self.say(Level::Warning, warning);
@@ -290,28 +289,6 @@ impl Trainer<'_> {
         Ok(true)
     }
 
-    fn save(&mut self, model: &CausalLm) -> Result<(), TrainError> {
-        let warnings = session::save(
-            &self.checkpoints,
-            self.config,
-            model,
-            &self.optimizer,
-            &self.state,
-        )?;
-        for warning in warnings {
-            self.say(Level::Warning, &warning);
-        }
-        Ok(())
-    }
-
-    /// Saves, unless that was done after step `saved_at` already.
-    fn save_unless(&mut self, model: &CausalLm, saved_at: u64) -> Result<(), TrainError> {
-        if saved_at == self.state.step {
-            return Ok(());
-        }
-        self.save(model)
-    }
-
     fn say_data_ended(&mut self, total_steps: u64) {
         let text = format!(
             "the training data ended after {} of {total_steps} steps; \
@@ -319,18 +296,6 @@ impl Trainer<'_> {
             self.state.step
         );
         self.say(Level::Warning, &text);
-    }
-
-    fn stop_early(&mut self, model: &CausalLm, saved_at: u64) -> Result<Outcome, TrainError> {
-        self.save_unless(model, saved_at)?;
-        self.say(
-            Level::Info,
-            &format!(
-                "stopped on request after step {}; --resume continues",
-                self.state.step
-            ),
-        );
-        Ok(Outcome::StoppedEarly)
     }
 
     fn say(&mut self, level: Level, text: &str) {

@@ -1,12 +1,14 @@
 //! Named arrays in safetensors files.
 
 use std::borrow::Cow;
+use std::cell::Cell;
 use std::io;
 use std::path::Path;
 
+use burn::tensor::Tensor;
 use lpr_model::parameters::{HostTensor, TensorMap};
 use safetensors::tensor::View;
-use safetensors::{Dtype, SafeTensors};
+use safetensors::{Dtype, SafeTensorError, SafeTensors};
 
 /// An array as safetensors wants it; its bytes are made when they are written.
 struct Floats<'a>(&'a HostTensor);
@@ -41,19 +43,92 @@ pub fn write<'a>(
     let tensors: Vec<_> = tensors.into_iter().collect();
     tensors
         .iter()
-        .try_for_each(|(name, tensor)| check_finite(name, tensor))?;
+        .try_for_each(|(name, tensor)| check_finite(name, &tensor.values))?;
     let views = tensors
         .into_iter()
         .map(|(name, tensor)| (name, Floats(tensor)));
-    let metadata = [("format".to_owned(), "pt".to_owned())].into();
-    safetensors::serialize_to_file(views, Some(metadata), path).map_err(io::Error::other)
+    write_views(path, views)
 }
 
-fn check_finite(name: &str, tensor: &HostTensor) -> io::Result<()> {
-    let Some(at) = tensor.values.iter().position(|value| !value.is_finite()) else {
+/// A tensor that waits to be written. Its memory is shared until then.
+pub struct Held {
+    shape: Vec<usize>,
+    /// Taken when it is written, which lets go of the memory.
+    tensor: Cell<Option<Tensor<1>>>,
+}
+
+impl Held {
+    /// Holds a tensor of 32-bit floats.
+    pub fn new<const D: usize>(tensor: Tensor<D>) -> Self {
+        let shape = tensor.dims().to_vec();
+        let length = tensor.shape().num_elements();
+        Self {
+            shape,
+            tensor: Cell::new(Some(tensor.reshape([length]))),
+        }
+    }
+
+    fn check_finite(&self, name: &str) -> io::Result<()> {
+        let tensor = self.tensor.take();
+        let values = tensor.clone().map(HostTensor::from_tensor);
+        self.tensor.set(tensor);
+        values.map_or(Ok(()), |values| check_finite(name, &values.values))
+    }
+}
+
+impl View for Held {
+    fn dtype(&self) -> Dtype {
+        Dtype::F32
+    }
+
+    fn shape(&self) -> &[usize] {
+        &self.shape
+    }
+
+    /// The bytes; the writer asks once.
+    fn data(&self) -> Cow<'_, [u8]> {
+        let tensor = self.tensor.take().expect("a tensor is written once");
+        let data = tensor.into_data().convert::<f32>();
+        if cfg!(target_endian = "little") {
+            return data.as_bytes().to_vec().into();
+        }
+        let values = data.iter::<f32>().flat_map(f32::to_le_bytes);
+        values.collect::<Vec<u8>>().into()
+    }
+
+    fn data_len(&self) -> usize {
+        self.shape.iter().product::<usize>() * size_of::<f32>()
+    }
+}
+
+/// Writes `tensors` to a new file at `path` and lets go of each as it is written.
+///
+/// # Errors
+/// If the file cannot be written, or a value is not finite; then there is no file.
+pub fn write_held(path: &Path, tensors: Vec<(String, Held)>) -> io::Result<()> {
+    tensors
+        .iter()
+        .try_for_each(|(name, tensor)| tensor.check_finite(name))?;
+    write_views(path, tensors)
+}
+
+fn write_views<N, V>(path: &Path, tensors: impl IntoIterator<Item = (N, V)>) -> io::Result<()>
+where
+    N: AsRef<str> + Ord + std::fmt::Display,
+    V: View,
+{
+    let metadata = [("format".to_owned(), "pt".to_owned())].into();
+    safetensors::serialize_to_file(tensors, Some(metadata), path).map_err(|error| match error {
+        SafeTensorError::IoError(error) => error,
+        other => io::Error::other(other),
+    })
+}
+
+fn check_finite(name: &str, values: &[f32]) -> io::Result<()> {
+    let Some(at) = values.iter().position(|value| !value.is_finite()) else {
         return Ok(());
     };
-    let value = tensor.values[at];
+    let value = values[at];
     Err(invalid(format!(
         "value {at} of `{name}` is {value}, which is no weight"
     )))
@@ -89,7 +164,7 @@ pub fn read(path: &Path) -> io::Result<TensorMap> {
                     .map(|b| f32::from_le_bytes(*b))
                     .collect(),
             };
-            check_finite(name, &tensor)?;
+            check_finite(name, &tensor.values)?;
             Ok((name.to_owned(), tensor))
         })
         .collect()

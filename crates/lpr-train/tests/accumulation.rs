@@ -121,6 +121,7 @@ fn step_on(router: &RouterConfig, rows: usize, packing: Packing) -> (CausalLm, S
         max_grad_norm: 1.0,
         noise: noise(rows),
         max_loss: f64::INFINITY,
+        stop: lpr_train::signals::StopRequest::default(),
     };
     let batches = batches(rows, packing);
     train_step(model, &mut optimizer, router, &batches, &plan).unwrap()

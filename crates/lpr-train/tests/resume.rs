@@ -4,10 +4,9 @@
 
 mod support;
 
-use std::process::Stdio;
 use std::time::{Duration, Instant};
 
-use support::{Setup, Variant, lpr_train, mix, run, run_well, text};
+use support::{Setup, Variant, lpr_train, run, run_well, text};
 
 fn variants() -> Vec<Variant> {
     let mut variants = Vec::new();
@@ -148,70 +147,6 @@ fn another_seed_gives_other_weights() {
     ]);
     let weights = |name: &str| setup.file(name, 40, "model.safetensors");
     assert_ne!(weights("one"), weights("other"));
-}
-
-#[test]
-fn kill_9_at_random_moments_loses_nothing() {
-    let setup = Setup::new(LPR);
-    // A checkpoint after every step, so that many kills hit a save.
-    let every_step = [
-        "--override",
-        "checkpoint.every_steps=1",
-        "--override",
-        "checkpoint.keep_last=3",
-    ];
-    let whole = setup.config("whole");
-    let start = Instant::now();
-    run_well(&[&["-q", "--config", &whole], &every_step[..]].concat());
-    let whole_run = start.elapsed();
-
-    let mut kills = 0;
-    for attempt in 0.. {
-        assert!(attempt < 200, "the run does not get ahead: {kills} kills");
-        let config = setup.config("killed");
-        // As a scheduler would: always with --resume, whether or not there is something to resume.
-        let mut args = vec!["-q", "--resume", "--config", &config];
-        args.extend(every_step);
-        let mut child = lpr_train()
-            .args(&args)
-            .stderr(Stdio::piped())
-            .spawn()
-            .unwrap();
-        if kills < 20 {
-            // Between "before anything is read" and "a third of the run done".
-            let moment = whole_run.mul_f64((mix(attempt) % 1000) as f64 / 3000.0);
-            std::thread::sleep(moment);
-            let finished = child.try_wait().unwrap().is_some();
-            assert!(
-                !finished || kills > 0,
-                "the run must be long enough to be killed"
-            );
-            if !finished {
-                child.kill().unwrap();
-                kills += 1;
-            }
-        }
-        let output = child.wait_with_output().unwrap();
-        if output.status.success() {
-            if kills >= 20 {
-                break;
-            }
-            // Finished too early: start over and go on killing.
-            std::fs::remove_dir_all(setup.run_dir("killed")).unwrap();
-        } else {
-            // A kill leaves no exit code; anything else is a failure of the program.
-            let why = text(&output.stderr);
-            assert!(output.status.code().is_none(), "attempt {attempt}: {why}");
-        }
-    }
-    setup.assert_same("whole", "killed");
-    let checkpoints = setup.run_dir("killed").join("checkpoints");
-    let leftovers = std::fs::read_dir(checkpoints).unwrap();
-    let leftovers: Vec<_> = leftovers
-        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
-        .filter(|name| name.starts_with(".tmp"))
-        .collect();
-    assert!(leftovers.is_empty(), "{leftovers:?}");
 }
 
 #[test]

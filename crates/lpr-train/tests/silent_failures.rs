@@ -105,6 +105,7 @@ impl Setup {
             max_grad_norm: 1.0,
             noise: StepPlan::noise(1, 0, 2),
             max_loss: f64::INFINITY,
+            stop: lpr_train::signals::StopRequest::default(),
         };
         let mut optimizer = Optimizer::new(&self.config.optimizer);
         let router = &self.config.router;
@@ -251,7 +252,8 @@ fn run(setup: &Setup, model: CausalLm) -> (Result<u8, (u8, String)>, u64) {
         optimizer: Optimizer::new(&config.optimizer),
         state: RunState::new(config, loader.fingerprint().clone()),
         loader,
-        checkpoints: setup.folder.path().join("checkpoints"),
+        saver: lpr_train::saver::Saver::new(setup.folder.path().join("checkpoints"), None),
+        save: lpr_train::signals::SaveRequest::default(),
         reporter: &mut reporter,
         stop: StopRequest::default(),
         watch: Watch::new(config),

@@ -15,6 +15,7 @@ use crate::config::RunConfig;
 use crate::error::TrainError;
 use crate::optimizer::Optimizer;
 use crate::process;
+use crate::signals::StopRequest;
 use crate::step::{StepPlan, train_step};
 
 pub mod shape;
@@ -132,6 +133,7 @@ fn train(
         max_grad_norm: config.optimizer.max_grad_norm,
         noise: StepPlan::noise(config.train.seed, step, 1),
         max_loss: f64::INFINITY,
+        stop: StopRequest::default(),
     };
     let batches = std::slice::from_ref(batch);
     let (model, report) =

@@ -12,12 +12,15 @@ use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use crate::atomic_file;
+use crate::fault::{self, Point};
 use crate::sha256::{self, FileEntry};
 
 /// Name of the manifest inside a checkpoint folder.
 pub const MANIFEST_FILE: &str = "manifest.json";
 /// The layout that this version writes, and the newest one it reads.
 pub const FORMAT_VERSION: u64 = 1;
+/// The oldest layout that this version reads.
+const OLDEST_VERSION: u64 = 1;
 /// A manifest larger than this is not ours.
 const MAX_MANIFEST_BYTES: u64 = 1 << 20;
 
@@ -117,10 +120,17 @@ impl Manifest {
                 "it has {size} bytes, more than {MAX_MANIFEST_BYTES}"
             )));
         }
-        let text = fs::read(&path).map_err(|error| invalid(error.to_string()))?;
+        let text = fault::at(Point::OpenManifest)
+            .and_then(|()| fs::read(&path))
+            .map_err(|error| invalid(error.to_string()))?;
         let value: serde_json::Value = serde_json::from_slice(&text)
             .map_err(|error| invalid(format!("it is incomplete or damaged ({error})")))?;
         let version = value["format_version"].as_u64();
+        if version.is_some_and(|version| version < OLDEST_VERSION) {
+            return Err(invalid(format!(
+                "its format version is below {OLDEST_VERSION}, which no lpr-train has written"
+            )));
+        }
         if let Some(found) = version.filter(|&version| version > FORMAT_VERSION) {
             let writer = value["lpr_train_version"]
                 .as_str()
@@ -163,6 +173,14 @@ impl Manifest {
                 )));
             }
         }
+        self.check_no_others(folder)
+    }
+
+    /// Compares the names in the folder with the manifest.
+    ///
+    /// # Errors
+    /// [`CheckpointError::Invalid`] naming a file that is not listed.
+    pub fn check_no_others(&self, folder: &Path) -> Result<(), CheckpointError> {
         let mut extra = BTreeSet::new();
         for item in fs::read_dir(folder).map_err(|source| CheckpointError::io(folder, source))? {
             let item = item.map_err(|source| CheckpointError::io(folder, source))?;
@@ -187,8 +205,9 @@ impl Manifest {
     pub fn check_hashes(&self, folder: &Path) -> Result<(), CheckpointError> {
         for (name, entry) in &self.files {
             let path = folder.join(name);
-            let found =
-                sha256::of_file(&path).map_err(|source| CheckpointError::io(&path, source))?;
+            let found = fault::at(Point::OpenHash)
+                .and_then(|()| sha256::of_file(&path))
+                .map_err(|source| CheckpointError::io(&path, source))?;
             if found != *entry {
                 let reason = format!(
                     "its SHA-256 is {}, the manifest says {}",
@@ -208,8 +227,11 @@ impl Manifest {
         let path = folder.join(MANIFEST_FILE);
         let to_io = |source| CheckpointError::io(&path, source);
         let text = serde_json::to_vec_pretty(self).map_err(|error| to_io(error.into()))?;
-        fs::write(&path, text).map_err(to_io)?;
-        atomic_file::sync_file(&path).map_err(to_io)
+        fault::at(Point::SaveManifest)
+            .and_then(|()| fs::write(&path, text))
+            .and_then(|()| fault::at(Point::SaveManifestSync))
+            .and_then(|()| atomic_file::sync_file(&path))
+            .map_err(to_io)
     }
 }
 

@@ -13,5 +13,8 @@ mod tests;
 
 pub use manifest::{CheckpointError, FORMAT_VERSION, MANIFEST_FILE, Manifest, is_plain_name};
 pub use open::{Checkpoint, STATE_FILE, folder_name};
-pub use retain::{Found, Pruned, clean_leftovers, find_latest, prune};
+pub use retain::{
+    Cleaned, Found, LossOf, Pruned, Retention, clean_leftovers, find_latest, prune, remove,
+    step_folders, surplus,
+};
 pub use save::{LATEST_FILE, WriteFile, save};

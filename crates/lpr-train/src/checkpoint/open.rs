@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use serde::de::DeserializeOwned;
 
 use super::manifest::{CheckpointError, Manifest};
+use crate::fault::{self, Point};
 
 /// Name of the file with the state of the run that is not tensors.
 pub const STATE_FILE: &str = "state.json";
@@ -29,7 +30,10 @@ impl Checkpoint {
     }
 
     /// Like [`Self::open`] without reading the content of the files.
-    pub(super) fn open_unhashed(path: &Path) -> Result<Self, CheckpointError> {
+    ///
+    /// # Errors
+    /// [`CheckpointError`] naming the first file that is missing, extra or of another size.
+    pub fn open_unhashed(path: &Path) -> Result<Self, CheckpointError> {
         let invalid = |reason| {
             Err(CheckpointError::Invalid {
                 path: path.to_path_buf(),
@@ -96,10 +100,16 @@ impl Checkpoint {
     /// [`CheckpointError`] if the file cannot be read or holds another kind of state.
     pub fn state<T: DeserializeOwned>(&self) -> Result<T, CheckpointError> {
         let path = self.file(STATE_FILE)?;
-        let text = fs::read(&path).map_err(|source| CheckpointError::io(&path, source))?;
+        let text = fault::at(Point::ReadState)
+            .and_then(|()| fs::read(&path))
+            .map_err(|source| CheckpointError::io(&path, source))?;
         serde_json::from_slice(&text).map_err(|error| CheckpointError::Invalid {
             path,
-            reason: format!("it holds another state: {error}"),
+            reason: format!(
+                "it holds another state than this lpr-train {}, it was written by {}: {error}",
+                env!("CARGO_PKG_VERSION"),
+                self.manifest.lpr_train_version
+            ),
         })
     }
 }

@@ -10,6 +10,7 @@ use serde::Serialize;
 use super::manifest::{self, CheckpointError, FORMAT_VERSION, MANIFEST_FILE, Manifest};
 use super::open::{Checkpoint, STATE_FILE, folder_name};
 use crate::atomic_file::{self, remove_any, temporary_name};
+use crate::fault::{self, Point};
 use crate::sha256;
 
 /// Name of the text file that tells people and scripts which checkpoint is the newest.
@@ -64,7 +65,9 @@ impl StagedSave {
         fs::create_dir_all(checkpoints).map_err(to_io)?;
         // A folder of that name is left from a process that had our id, so nobody else is using it.
         remove_any(&folder).map_err(to_io)?;
-        fs::create_dir(&folder).map_err(to_io)?;
+        fault::at(Point::SaveBegin)
+            .and_then(|()| fs::create_dir(&folder))
+            .map_err(to_io)?;
         let manifest = Manifest {
             format_version: FORMAT_VERSION,
             lpr_train_version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -94,10 +97,15 @@ impl StagedSave {
             });
         }
         let path = self.folder.join(name);
-        let entry = write(&path)
-            .and_then(|()| atomic_file::sync_file(&path))
-            .and_then(|()| sha256::of_file(&path))
-            .map_err(|source| CheckpointError::io(&path, source))?;
+        let written = || {
+            fault::at(Point::SaveFile)?;
+            write(&path)?;
+            fault::at(Point::SaveSync)?;
+            atomic_file::sync_file(&path)?;
+            fault::at(Point::SaveHash)?;
+            sha256::of_file(&path)
+        };
+        let entry = written().map_err(|source| CheckpointError::io(&path, source))?;
         self.manifest.files.insert(name.to_owned(), entry);
         Ok(())
     }
@@ -109,7 +117,8 @@ impl StagedSave {
 
     pub(super) fn write_manifest(&mut self) -> Result<(), CheckpointError> {
         self.manifest.write(&self.folder)?;
-        atomic_file::sync_folder(&self.folder)
+        fault::at(Point::SaveFolderSync)
+            .and_then(|()| atomic_file::sync_folder(&self.folder))
             .map_err(|source| CheckpointError::io(&self.folder, source))
     }
 
@@ -121,19 +130,25 @@ impl StagedSave {
             .checkpoints
             .join(temporary_name(&format!("replaced-{name}")));
         if fs::symlink_metadata(&target).is_ok() {
-            if Checkpoint::open(&target).is_ok_and(|old| *old.manifest() == self.manifest) {
-                return Ok(target);
+            match Checkpoint::open(&target) {
+                Ok(old) if *old.manifest() == self.manifest => return Ok(target),
+                // What a later version wrote is not ours to replace.
+                Err(error @ CheckpointError::NewerFormat { .. }) => return Err(error),
+                _ => {}
             }
             remove_any(&replaced).map_err(to_io)?;
             fs::rename(&target, &replaced).map_err(to_io)?;
         }
-        if let Err(error) = fs::rename(&self.folder, &target) {
+        let renamed = fault::at(Point::SaveRename).and_then(|()| fs::rename(&self.folder, &target));
+        if let Err(error) = renamed {
             // Put the old one back, if there was one; the error to report is the first.
             let _ = fs::rename(&replaced, &target);
             return Err(to_io(error));
         }
         self.published = true;
-        atomic_file::sync_folder(&self.checkpoints).map_err(to_io)?;
+        fault::at(Point::SaveParentSync)
+            .and_then(|()| atomic_file::sync_folder(&self.checkpoints))
+            .map_err(to_io)?;
         remove_any(&replaced).map_err(to_io)?;
         Ok(target)
     }
@@ -150,6 +165,7 @@ impl Drop for StagedSave {
 
 pub(super) fn update_latest(checkpoints: &Path, step: u64) -> Result<(), CheckpointError> {
     let path = checkpoints.join(LATEST_FILE);
-    atomic_file::replace(&path, |out| writeln!(out, "{}", folder_name(step)))
+    fault::at(Point::SaveLatest)
+        .and_then(|()| atomic_file::replace(&path, |out| writeln!(out, "{}", folder_name(step))))
         .map_err(|source| CheckpointError::io(&path, source))
 }

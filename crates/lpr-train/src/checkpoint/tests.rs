@@ -48,6 +48,21 @@ fn two_checkpoints() -> (tempfile::TempDir, PathBuf) {
     (temporary, folder)
 }
 
+/// Keeps the newest ones and no others.
+fn last(keep_last: usize) -> Retention {
+    Retention {
+        keep_last,
+        keep_every: 0,
+        keep_best: 0,
+    }
+}
+
+/// Prunes; the loss of a checkpoint is in its state.
+fn prune_to(folder: &Path, retention: Retention) -> Pruned {
+    let loss = |checkpoint: &Checkpoint| checkpoint.state::<State>().ok().map(|s| s.load);
+    prune(folder, retention, &loss).expect("pruned")
+}
+
 fn newest_step(folder: &Path) -> Option<u64> {
     find_latest(folder)
         .expect("listed")
@@ -123,11 +138,9 @@ fn a_folder_that_does_not_exist_holds_no_checkpoint() {
     let temporary = tempfile::tempdir().expect("temporary folder");
     let folder = temporary.path().join("nothing");
     assert_eq!(find_latest(&folder).expect("listed"), Found::default());
-    assert_eq!(
-        clean_leftovers(&folder).expect("listed"),
-        Vec::<PathBuf>::new()
-    );
-    assert_eq!(prune(&folder, 1).expect("listed"), Pruned::default());
+    let cleaned = clean_leftovers(&folder).expect("listed");
+    assert_eq!(cleaned, Cleaned::default());
+    assert_eq!(prune_to(&folder, last(1)), Pruned::default());
 }
 
 #[test]
@@ -318,7 +331,7 @@ fn a_crash_between_any_two_stages_leaves_a_complete_checkpoint() {
         );
         let leftovers = clean_leftovers(&folder).expect("cleaned");
         assert_eq!(
-            leftovers.len(),
+            leftovers.removed.len(),
             usize::from(stages < 4),
             "killed after stage {stages}"
         );
@@ -399,8 +412,11 @@ fn leftovers_of_a_living_process_stay() {
     fs::create_dir(temporary.path().join(&living)).expect("created");
     fs::write(temporary.path().join(".tmp-4194305-latest"), "x").expect("written");
     fs::write(temporary.path().join(".tmp-notes"), "x").expect("written");
-    let removed = clean_leftovers(temporary.path()).expect("cleaned");
-    assert_eq!(removed, [temporary.path().join(".tmp-4194305-latest")]);
+    let cleaned = clean_leftovers(temporary.path()).expect("cleaned");
+    assert_eq!(
+        cleaned.removed,
+        [temporary.path().join(".tmp-4194305-latest")]
+    );
     assert_eq!(names(temporary.path()).len(), 2);
 }
 
@@ -408,7 +424,7 @@ fn leftovers_of_a_living_process_stay() {
 fn pruning_keeps_the_newest_complete_ones() {
     let (_temporary, folder) = two_checkpoints();
     save_step(&folder, 30);
-    let pruned = prune(&folder, 2).expect("pruned");
+    let pruned = prune_to(&folder, last(2));
     assert_eq!(pruned.removed, [folder.join("step-00000010")]);
     assert_eq!(names(&folder), ["latest", "step-00000020", "step-00000030"]);
 }
@@ -418,8 +434,68 @@ fn pruning_never_removes_the_newest_valid_checkpoint() {
     let (_temporary, folder) = two_checkpoints();
     let newest = save_step(&folder, 30);
     fs::write(newest.join("model.safetensors"), vec![0; 200]).expect("damaged, of the same size");
-    let pruned = prune(&folder, 0).expect("pruned");
+    let pruned = prune_to(&folder, last(0));
     assert_eq!(pruned.removed, [folder.join("step-00000010")]);
     assert_eq!(newest_step(&folder), Some(20));
     assert_eq!(names(&folder), ["latest", "step-00000020", "step-00000030"]);
+}
+
+#[test]
+fn each_rule_of_retention_keeps_its_own() {
+    // The loss falls with the step, but for a dip at step 30.
+    let temporary = tempfile::tempdir().expect("temporary folder");
+    let folder = temporary.path().join("checkpoints");
+    for step in (10..=100).step_by(10) {
+        let load = if step == 30 {
+            0.5
+        } else {
+            20.0 - 0.1 * step as f64
+        };
+        save(&folder, step, files(step), &State { step, load }, "hash").expect("saved");
+    }
+    let kept = |retention| {
+        let loss = |checkpoint: &Checkpoint| checkpoint.state::<State>().ok().map(|s| s.load);
+        let doomed = surplus(&folder, retention, &loss).expect("listed");
+        let all = step_folders(&folder).expect("listed").into_iter();
+        let all = all.filter(|(_, path)| !doomed.contains(path));
+        all.map(|(step, _)| step).collect::<Vec<u64>>()
+    };
+    let rule = |keep_last, keep_every, keep_best| Retention {
+        keep_last,
+        keep_every,
+        keep_best,
+    };
+    assert_eq!(kept(rule(2, 0, 0)), [100, 90]);
+    assert_eq!(kept(rule(1, 40, 0)), [100, 80, 40]);
+    assert_eq!(kept(rule(1, 0, 1)), [100, 30]);
+    assert_eq!(kept(rule(1, 0, 2)), [100, 30]);
+    assert_eq!(kept(rule(2, 50, 3)), [100, 90, 50, 30]);
+}
+
+#[test]
+fn what_a_later_version_wrote_is_neither_pruned_nor_replaced() {
+    let (_temporary, folder) = two_checkpoints();
+    edit_manifest(&folder.join("step-00000010"), |manifest| {
+        manifest["format_version"] = 2.into();
+    });
+    save_step(&folder, 30);
+    assert_eq!(
+        prune_to(&folder, last(1)).removed,
+        [folder.join("step-00000020")]
+    );
+    let error = save(&folder, 10, files(10), &state(10), "hash").expect_err("refused");
+    assert!(
+        matches!(error, CheckpointError::NewerFormat { .. }),
+        "{error}"
+    );
+    assert_eq!(names(&folder), ["latest", "step-00000010", "step-00000030"]);
+}
+
+#[test]
+fn a_format_that_never_was_is_refused() {
+    let (_temporary, folder) = two_checkpoints();
+    edit_manifest(&folder.join("step-00000020"), |manifest| {
+        manifest["format_version"] = 0.into();
+    });
+    assert_refused(&folder, &[MANIFEST_FILE, "format version"]);
 }

@@ -21,6 +21,7 @@ use crate::report::print_result;
 use crate::router_swap::{LayerSwap, swap_routers};
 use crate::session::{self, RunState};
 use crate::signals::StopRequest;
+use crate::snapshot::Snapshot;
 
 /// Tokens that prototypes are fitted to unless the command line says otherwise.
 const SAMPLE_TOKENS: u64 = 65_536;
@@ -62,7 +63,7 @@ pub fn run(args: &ImportArgs) -> Result<Outcome, TrainError> {
     new_folder::create(&args.out, |temporary| {
         let optimizer = Optimizer::new(&config.optimizer);
         let state = RunState::new(&config, DataFingerprint::default());
-        session::save(temporary, &config, &model, &optimizer, &state)?;
+        Snapshot::take(&config, &model, &optimizer, &state).write(temporary)?;
         Ok(temporary.join(crate::checkpoint::folder_name(0)))
     })?;
     let _ = write!(

@@ -1,6 +1,7 @@
 //! The commands, one file each.
 
 pub mod bench;
+pub mod checkpoint;
 pub mod config;
 pub mod data;
 pub mod doctor;
@@ -10,6 +11,7 @@ pub mod export;
 pub mod import;
 pub mod replay;
 mod train;
+pub mod verify_resume;
 
 use crate::cli::{Cli, Command};
 use crate::error::{Outcome, TrainError};
@@ -29,6 +31,8 @@ pub fn run(cli: Cli) -> Result<Outcome, TrainError> {
         Command::Replay(args) => replay::run(&args),
         Command::Doctor(args) => doctor::run(&args),
         Command::Estimate(args) => estimate::run(&args),
+        Command::Checkpoint(command) => checkpoint::run(&command),
+        Command::VerifyResume(args) => verify_resume::run(&args),
         Command::Data(command) => data::run(&command, verbosity),
         Command::Config(command) => config::run(&command),
     }

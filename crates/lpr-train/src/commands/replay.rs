@@ -11,6 +11,7 @@ use crate::error::{Outcome, TrainError};
 use crate::optimizer::Optimizer;
 use crate::report::print_result;
 use crate::session;
+use crate::signals::StopRequest;
 use crate::skipped_step::SkippedStep;
 use crate::step::{NotApplied, StepPlan, StepReport, train_step};
 
@@ -47,6 +48,7 @@ pub fn run(args: &ReplayArgs) -> Result<Outcome, TrainError> {
         max_grad_norm: config.optimizer.max_grad_norm,
         noise: Vec::new(),
         max_loss: f64::INFINITY,
+        stop: StopRequest::default(),
     };
     let seed = skipped.seed;
     let batches = skipped.into_batches(config.model.decoder().vocab_size)?;

@@ -3,22 +3,25 @@
 use std::fmt::Write as _;
 use std::sync::Arc;
 
-use lpr_data::{DataError, DataLoader, DataPosition, Split, Tokenizer};
+use lpr_data::{DataLoader, DataPosition, Split, Tokenizer};
 use lpr_model::RouterConfig;
 
 use super::config;
-use crate::checkpoint::{self, Checkpoint};
-use crate::cli::{Resume, TrainArgs};
-use crate::config::{RunConfig, resume_differences};
+use crate::checkpoint;
+use crate::cli::TrainArgs;
+use crate::config::RunConfig;
 use crate::error::{Outcome, TrainError};
 use crate::liveness::Watch;
 use crate::optimizer::Optimizer;
+use crate::process;
 use crate::report::{
     Console, JsonLines, Level, Reporter, Reporters, TextLog, Verbosity, print_result,
 };
+use crate::resume::{self, Notes, Origin};
 use crate::run_dir::RunDir;
+use crate::saver::Saver;
 use crate::session::{self, EvalPoint, RunState};
-use crate::signals::StopRequest;
+use crate::signals::{SaveRequest, StopRequest};
 use crate::trainer::Trainer;
 
 /// Runs the command.
@@ -26,62 +29,48 @@ use crate::trainer::Trainer;
 /// # Errors
 /// Whatever stopped the run; its newest checkpoint is then intact.
 pub fn run(args: &TrainArgs, verbosity: Verbosity) -> Result<Outcome, TrainError> {
-    let config = config::load(&args.config.config, &args.overrides())?;
+    let mut config = config::load(&args.config.config, &args.overrides())?;
+    let branch = |step| resume::branch(&mut config, step);
+    let parent = args.decay_from.map(branch).transpose()?;
     if args.dry_run {
         print_result(config.to_toml().trim_end()).map_err(TrainError::Output)?;
         return Ok(Outcome::Done);
     }
     let stop = StopRequest::on_signals().map_err(TrainError::Signals)?;
+    let save = SaveRequest::on_signal().map_err(TrainError::Signals)?;
     let device = session::open_device(&config)?;
     session::check_memory(&config)?;
     let tokenizer = session::open_tokenizer(&config)?;
-    let run_dir = RunDir::open(config.run_dir(), args.resume() != Resume::No)?;
-    let mut notes: Vec<(Level, String)> = Vec::new();
-    notes.extend(
-        run_dir
-            .warnings()
-            .iter()
-            .map(|text| (Level::Warning, text.clone())),
-    );
-    let checkpoint = find_checkpoint(&run_dir, &args.resume(), &mut notes)?;
-    let saved: Option<RunState> = checkpoint.as_ref().map(Checkpoint::state).transpose()?;
-    if let Some(checkpoint) = &checkpoint {
-        compare_configs(checkpoint, &config, &mut notes)?;
-        if let Some(state) = &saved {
-            session::check_state(checkpoint, state, &config)?;
+    let mut notes = Notes::new();
+    let run_dir = resume::open_run_dir(args, &config, &mut notes)?;
+    let origin = Origin::find(args, &config, &run_dir, parent.as_ref(), &mut notes)?;
+    let mut loader = match &origin {
+        Some(origin) if origin.state.step > 0 => {
+            origin.resume_data(&config, &tokenizer, args.allow_data_change)?
         }
-    }
-    let loader = match (&checkpoint, &saved) {
-        (Some(checkpoint), Some(state)) if state.step > 0 => resume_data(
-            checkpoint,
-            state,
-            &config,
-            &tokenizer,
-            args.allow_data_change,
-        )?,
         _ => open_data(&config, &tokenizer)?,
     };
+    loader.interrupt_by(stop.flag());
+    notes.extend(space_warning(&run_dir, &config));
+
     let fingerprint = loader.fingerprint().clone();
-    let state = match saved {
-        Some(state) => RunState {
+    let last_step = origin.as_ref().map(|origin| origin.checkpoint.step());
+    let autodiff = device.clone().autodiff();
+    let (model, optimizer, state) = if let Some(origin) = origin {
+        let state = RunState {
             data: loader.position().clone(),
             data_fingerprint: fingerprint,
-            ..state
-        },
-        None => RunState::new(&config, fingerprint),
-    };
-
-    let autodiff = device.clone().autodiff();
-    let (model, optimizer) = if let Some(checkpoint) = &checkpoint {
-        let model = session::load_model(checkpoint, &config, &autodiff)?;
-        let optimizer = session::load_optimizer(checkpoint, &config, &model, &state)?;
-        (model, optimizer)
+            ..origin.state
+        };
+        let model = session::load_model(&origin.checkpoint, &config, &autodiff)?;
+        let optimizer = session::load_optimizer(&origin.checkpoint, &config, &model, &state)?;
+        (model, optimizer, state)
     } else {
         let model = session::initial_model(&config, &autodiff);
-        (model, Optimizer::new(&config.optimizer))
+        let state = RunState::new(&config, fingerprint);
+        (model, Optimizer::new(&config.optimizer), state)
     };
     run_dir.write_config(&config.to_toml())?;
-    let last_step = checkpoint.as_ref().map(Checkpoint::step);
     let mut reporter = reporters(&run_dir, verbosity, last_step, config.total_steps())?;
     for (level, text) in &notes {
         reporter.message(*level, text);
@@ -93,81 +82,40 @@ pub fn run(args: &TrainArgs, verbosity: Verbosity) -> Result<Outcome, TrainError
         loader,
         optimizer,
         state,
-        checkpoints: run_dir.checkpoints(),
+        saver: Saver::new(run_dir.checkpoints(), last_step),
         reporter: &mut reporter,
         stop,
+        save: save.or_file_in(run_dir.path()),
         watch: Watch::new(&config),
     };
     let outcome = trainer.run(model)?;
     let state = trainer.state;
     drop(reporter);
     if outcome == Outcome::Done && verbosity != Verbosity::Quiet {
-        print_result(&summary(args, &config, &run_dir, &state)).map_err(TrainError::Output)?;
+        // Everything is in the run folder; that the terminal has gone does not make it a failure.
+        let _ = print_result(&summary(args, &config, &run_dir, &state));
     }
     Ok(outcome)
 }
 
-/// The checkpoint to continue from; `None` starts at the first step.
-fn find_checkpoint(
-    run_dir: &RunDir,
-    resume: &Resume,
-    notes: &mut Vec<(Level, String)>,
-) -> Result<Option<Checkpoint>, TrainError> {
-    let folder = run_dir.checkpoints();
-    for path in checkpoint::clean_leftovers(&folder)? {
+/// Says so if the disk seems too small for the checkpoints that are to be kept, and one more.
+fn space_warning(run_dir: &RunDir, config: &RunConfig) -> Option<(Level, String)> {
+    let retention = session::retention(config);
+    let landmarks = config.total_steps().checked_div(retention.keep_every);
+    let kept = (retention.keep_last + retention.keep_best) as u64 + landmarks.unwrap_or(0);
+    let there = checkpoint::step_folders(&run_dir.checkpoints()).map_or(0, |found| found.len());
+    let to_come = (kept + 1).saturating_sub(there as u64).max(1);
+    let needed = to_come.saturating_mul(session::checkpoint_bytes(config));
+    let free = process::free_space(run_dir.path())?;
+    (free < needed).then(|| {
         let text = format!(
-            "removed {}, left from a save that did not finish",
-            path.display()
+            "{} has {} MB of free space, {to_come} more checkpoints need about {} MB; lower \
+             checkpoint.keep_last, keep_every or keep_best, or choose another train.run_dir",
+            run_dir.path().display(),
+            free >> 20,
+            needed >> 20,
         );
-        notes.push((Level::Info, text));
-    }
-    let checkpoint = match resume {
-        Resume::No => return Ok(None),
-        Resume::From(path) => Some(Checkpoint::open(path)?),
-        Resume::Latest => {
-            let found = checkpoint::find_latest(&folder)?;
-            notes.extend(
-                found
-                    .warnings
-                    .into_iter()
-                    .map(|text| (Level::Warning, text)),
-            );
-            found.checkpoint
-        }
-    };
-    notes.push((
-        Level::Info,
-        match &checkpoint {
-            Some(found) => format!("continuing from {}", found.path().display()),
-            None => "no checkpoint to continue from; starting at the first step".to_owned(),
-        },
-    ));
-    Ok(checkpoint)
-}
-
-/// Refuses to continue another run; notes what may change.
-fn compare_configs(
-    checkpoint: &Checkpoint,
-    config: &RunConfig,
-    notes: &mut Vec<(Level, String)>,
-) -> Result<(), TrainError> {
-    let saved = session::checkpoint_config(checkpoint)?;
-    let mut differences = resume_differences(&saved, config);
-    if checkpoint.step() == 0 {
-        differences.allow_other_runs();
-    }
-    for difference in differences.noted {
-        notes.push((
-            Level::Info,
-            format!("changed since the checkpoint: {difference}"),
-        ));
-    }
-    if differences.refused.is_empty() {
-        return Ok(());
-    }
-    Err(TrainError::OtherRun {
-        checkpoint: checkpoint.path().to_path_buf(),
-        differences: differences.refused,
+        (Level::Warning, text)
     })
 }
 
@@ -183,28 +131,6 @@ fn open_data(config: &RunConfig, tokenizer: &Arc<Tokenizer>) -> Result<DataLoade
         tokenizer,
         &start,
     )?)
-}
-
-/// The training data where the checkpoint left it.
-fn resume_data(
-    checkpoint: &Checkpoint,
-    state: &RunState,
-    config: &RunConfig,
-    tokenizer: &Arc<Tokenizer>,
-    allow_change: bool,
-) -> Result<DataLoader, TrainError> {
-    let rows = config.train.micro_batch_size;
-    let saved = (&state.data, &state.data_fingerprint);
-    let tokenizer = Arc::clone(tokenizer);
-    DataLoader::resume(&config.data, rows, tokenizer, saved, allow_change).map_err(|error| {
-        match error {
-            DataError::Changed { differences } => TrainError::OtherData {
-                checkpoint: checkpoint.path().to_path_buf(),
-                differences,
-            },
-            error => error.into(),
-        }
-    })
 }
 
 fn reporters(

@@ -174,6 +174,11 @@ pub struct CheckpointConfig {
     /// How many of the newest checkpoints to keep.
     #[schemars(range(min = 1, max = 1_000_000))]
     pub keep_last: usize,
+    /// Also keep those whose step is a multiple of this; 0 keeps none for that reason.
+    pub keep_every: u64,
+    /// Also keep so many with the lowest validation loss.
+    #[schemars(range(min = 0, max = 1_000_000))]
+    pub keep_best: usize,
 }
 
 impl Default for CheckpointConfig {
@@ -181,6 +186,8 @@ impl Default for CheckpointConfig {
         Self {
             every_steps: 0,
             keep_last: 2,
+            keep_every: 0,
+            keep_best: 0,
         }
     }
 }

@@ -9,21 +9,24 @@ use serde::Serialize;
 use super::{Level, Reporter, evaluation_summary, step_summary};
 use crate::clock;
 use crate::config::hide_tokens;
+use crate::fault::{self, Point};
 use crate::record::{EvalRecord, StepRecord};
 use crate::run_dir::{LOG_FILE, METRICS_FILE, reopen_metrics};
 
 /// A file that gets whole lines or nothing, and remembers its first failure.
 struct LineFile {
     name: &'static str,
+    point: Point,
     file: File,
     failed: bool,
     failure: Option<String>,
 }
 
 impl LineFile {
-    fn new(name: &'static str, file: File) -> Self {
+    fn new(name: &'static str, point: Point, file: File) -> Self {
         Self {
             name,
+            point,
             file,
             failed: false,
             failure: None,
@@ -32,7 +35,8 @@ impl LineFile {
 
     fn write(&mut self, line: &str) {
         let before = self.file.metadata().map(|metadata| metadata.len());
-        let written = self.file.write_all(format!("{line}\n").as_bytes());
+        let written = fault::at(self.point)
+            .and_then(|()| self.file.write_all(format!("{line}\n").as_bytes()));
         let Err(error) = written else {
             return;
         };
@@ -61,7 +65,7 @@ impl JsonLines {
     pub fn new(path: PathBuf, file: File) -> Self {
         Self {
             path,
-            lines: LineFile::new(METRICS_FILE, file),
+            lines: LineFile::new(METRICS_FILE, Point::MetricsWrite, file),
         }
     }
 
@@ -109,7 +113,7 @@ impl TextLog {
     /// Appends to `file`, which was opened for appending.
     pub fn new(file: File) -> Self {
         Self {
-            lines: LineFile::new(LOG_FILE, file),
+            lines: LineFile::new(LOG_FILE, Point::LogWrite, file),
         }
     }
 

@@ -14,7 +14,7 @@ use crate::stability::{Consequence, Trouble};
 use crate::step::{NotApplied, Reason, StepPlan, StepReport};
 
 impl Trainer<'_> {
-    /// Writes the step to a file and follows `[stability]`: the model to go on with, and the report
+    /// Writes the step to a file, unless it was only stopped, and follows `[stability]`: the model to go on with, and the report
     /// if the step counts as one.
     ///
     /// # Errors
@@ -30,7 +30,11 @@ impl Trainer<'_> {
             report,
             reason,
         } = refused;
-        let (trouble, reason) = self.in_words(&reason);
+        let (trouble, reason) = match &reason {
+            Reason::Stopped => return Ok((model, None)),
+            Reason::NotFinite { .. } => (Trouble::Nonfinite, reason.to_string()),
+            Reason::TooLarge { loss, .. } => (Trouble::Spike, self.spike_in_words(*loss)),
+        };
         let config = &self.config.stability;
         let consequence = self.state.stability.refused(config, trouble);
         let file = self.write_skipped(&report, &reason, batches, plan);
@@ -49,13 +53,6 @@ impl Trainer<'_> {
                 Ok((self.roll_back(&reason, batches)?, None))
             }
             Consequence::Stop => Err(TrainError::Diverged { step, reason }),
-        }
-    }
-
-    fn in_words(&self, reason: &Reason) -> (Trouble, String) {
-        match reason {
-            Reason::NotFinite { .. } => (Trouble::Nonfinite, reason.to_string()),
-            Reason::TooLarge { loss, .. } => (Trouble::Spike, self.spike_in_words(*loss)),
         }
     }
 
@@ -79,7 +76,9 @@ impl Trainer<'_> {
     /// Goes back to the newest checkpoint, but not in the data.
     fn roll_back(&mut self, reason: &str, batches: &[TokenBatch]) -> Result<CausalLm, TrainError> {
         let step = self.state.step + 1;
-        let found = checkpoint::find_latest(&self.checkpoints)?;
+        let ended = self.saver.wait();
+        self.tell(ended);
+        let found = checkpoint::find_latest(self.saver.checkpoints())?;
         for warning in &found.warnings {
             self.say(Level::Warning, warning);
         }
@@ -100,6 +99,7 @@ impl Trainer<'_> {
             stability: self.state.stability.clone(),
             ..saved
         };
+        self.saver.went_back_to(self.state.step);
         self.watch = Watch::new(self.config);
         self.reporter.rewind(self.state.step);
         let text = format!(

@@ -106,6 +106,7 @@ fn train(golden: &Golden, folder: &str) -> (TensorMap, Vec<(StepReport, f64)>) {
             max_grad_norm: settings.max_grad_norm,
             noise: micro_steps.map(noise).collect(),
             max_loss: f64::INFINITY,
+            stop: lpr_train::signals::StopRequest::default(),
         };
         let (next, report) = train_step(model, &mut optimizer, &router, &batches, &plan).unwrap();
         model = next;

@@ -90,7 +90,7 @@ every_steps = 3
 /// The binary under test.
 pub fn lpr_train() -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_lpr-train"));
-    command.env_remove("LPR_DEVICE");
+    command.env_remove("LPR_DEVICE").env_remove("LPR_FAULT");
     command
 }
 
@@ -175,12 +175,45 @@ impl Setup {
 
     /// Weights, optimizer, state (token hash included) and log of two finished runs are the same.
     pub fn assert_same(&self, one: &str, other: &str) {
+        self.assert_same_at(one, other, 40);
+    }
+
+    /// The same for runs of `steps` steps.
+    pub fn assert_same_at(&self, one: &str, other: &str, steps: u64) {
         let variant = self.variant;
         for file in ["model.safetensors", "optimizer.safetensors"] {
-            let same = self.file(one, 40, file) == self.file(other, 40, file);
+            let same = self.file(one, steps, file) == self.file(other, steps, file);
             assert!(same, "{variant:?}: {file} of {one} and {other} differ");
         }
-        assert_eq!(self.state(one, 40), self.state(other, 40), "{variant:?}");
+        let states = (self.state(one, steps), self.state(other, steps));
+        assert_eq!(states.0, states.1, "{variant:?}");
         assert_eq!(self.metrics(one), self.metrics(other), "{variant:?}");
+    }
+
+    /// The steps of a run's checkpoints, newest first; every one of them valid.
+    pub fn steps(&self, name: &str) -> Vec<u64> {
+        let checkpoints = self.run_dir(name).join("checkpoints");
+        let folders = lpr_train::checkpoint::step_folders(&checkpoints).unwrap();
+        for (_, path) in &folders {
+            lpr_train::checkpoint::Checkpoint::open(path).unwrap();
+        }
+        folders.into_iter().map(|(step, _)| step).collect()
+    }
+
+    /// How many lines `metrics.jsonl` has by now.
+    pub fn lines(&self, run: &str) -> usize {
+        let path = self.run_dir(run).join("metrics.jsonl");
+        std::fs::read_to_string(path).map_or(0, |text| text.lines().count())
+    }
+
+    /// Names of temporary files and folders anywhere in a run.
+    pub fn leftovers(&self, name: &str) -> Vec<String> {
+        let run = self.run_dir(name);
+        let list = |folder: PathBuf| std::fs::read_dir(folder).into_iter().flatten();
+        list(run.clone())
+            .chain(list(run.join("checkpoints")))
+            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+            .filter(|name| name.starts_with(".tmp"))
+            .collect()
     }
 }
