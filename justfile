@@ -41,3 +41,15 @@ deny:
 fuzz target seconds="1200":
     cargo run --manifest-path fuzz/Cargo.toml --bin seeds
     cargo +nightly fuzz run --sanitizer none --features train {{target}} -- -max_total_time={{seconds}} -timeout=20 -rss_limit_mb=4096
+
+# 240 random kills over every family, router and packing; minutes.
+kill-test:
+    LPR_KILLS=240 cargo test --release --workspace --test kills -- --nocapture
+
+# Resident memory over 2,000 steps.
+memory-test:
+    scripts/memory-flat.sh
+
+# A real file system that fills up; needs root.
+disk-full-test:
+    scripts/disk-full.sh
