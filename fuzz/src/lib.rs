@@ -30,6 +30,6 @@ pub fn read_documents(path: &Path) {
     static QUIET: Once = Once::new();
     QUIET.call_once(|| std::panic::set_hook(Box::new(|_| {})));
     let sources = [path.to_str().expect("UTF-8").to_owned()];
-    let read = || lpr_data::check_files(&sources, "text", None).ok();
+    let read = || lpr_data::check_files(&sources, "text", None, &lpr_data::Hub::default()).ok();
     assert_eq!(read(), read());
 }

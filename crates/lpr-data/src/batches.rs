@@ -7,6 +7,7 @@ use crate::config::{DataConfig, Packing};
 use crate::corpus::Corpus;
 use crate::error::{DataError, Warning};
 use crate::fingerprint::DataFingerprint;
+use crate::hub::OwnHub;
 use crate::mixture::Mixture;
 use crate::position::DataPosition;
 use crate::prefetch::{Interrupt, Prefetch};
@@ -50,6 +51,8 @@ pub struct TokenBatch {
 /// Reads one split as a stream of batches, tokenizing ahead on threads of its own. Dropping it
 /// stops them.
 pub struct DataLoader {
+    /// First, because dropping it ends what the threads of `sequences` wait for.
+    _hub: OwnHub,
     sequences: Sequences,
     rows_per_batch: usize,
     tokenizer: Arc<Tokenizer>,
@@ -62,7 +65,8 @@ pub struct DataLoader {
 
 impl DataLoader {
     /// Opens a split at a position: [`DataPosition::default`] for the start, or the `position` of a
-    /// batch to continue after it. Every file is opened once and its footer and schema are checked.
+    /// batch to continue after it. Every file on disk is opened once and its footer and schema are
+    /// checked; files on the network are fetched, the next one while one is read.
     ///
     /// # Errors
     /// A source that yields no file, a bad file (unless bad files are skipped), a config value out
@@ -191,6 +195,7 @@ impl DataLoader {
             Feed::Documents(mixture)
         };
         Ok(Self {
+            _hub: corpus.hub,
             sequences: Sequences::new(rows, feed, position),
             rows_per_batch,
             tokenizer,

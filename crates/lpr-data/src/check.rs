@@ -3,7 +3,8 @@
 use serde::Serialize;
 
 use crate::documents::{ShardReader, shard_error};
-use crate::error::{DataError, ShardError};
+use crate::error::{DataError, Problem, ShardError};
+use crate::hub::Hub;
 use crate::position::Cursor;
 use crate::prepared::check_prepared;
 use crate::record::Content;
@@ -32,16 +33,18 @@ pub struct FileReport {
 
 /// Reads every document of the sources. A bad file is reported and does not stop the others; a file
 /// without a single document is an error in its report. `builtin:synthetic` stands for its training
-/// split.
+/// split. Of a file on the network that is not in the cache only the text is fetched, and not kept.
 ///
 /// # Errors
-/// A source that yields no file, or a text the tokenizer refuses.
+/// A source that yields no file, a text the tokenizer refuses, a network that fails.
 pub fn check_files(
     sources: &[String],
     text_column: &str,
     tokenizer: Option<&Tokenizer>,
+    hub: &Hub,
 ) -> Result<Vec<FileReport>, DataError> {
-    let (shards, _) = resolve(sources)?;
+    let hub = hub.separate(Some(0));
+    let (shards, _) = resolve(sources, &hub)?;
     let check = |shard| check_shard(shard, text_column, tokenizer);
     shards.iter().map(check).collect()
 }
@@ -63,6 +66,9 @@ fn check_shard(
     let mut reader =
         match ShardReader::open(shard, Split::Train, text_column, None, Cursor::default()) {
             Ok(reader) => reader,
+            Err(failure @ (_, Problem::Remote(_))) => {
+                return Err(shard_error(shard, failure).into());
+            }
             Err(failure) => {
                 report.error = Some(shard_error(shard, failure).to_string());
                 return Ok(report);
@@ -92,6 +98,9 @@ fn check_shard(
                     first_error.get_or_insert_with(|| shard_error(shard, (place, problem)));
                 }
             },
+            Err(failure @ (_, Problem::Remote(_))) => {
+                return Err(shard_error(shard, failure).into());
+            }
             Err(failure) => {
                 first_error.get_or_insert_with(|| shard_error(shard, failure));
                 break;

@@ -4,13 +4,14 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::error::DataError;
+use crate::hub::{Hub, OwnHub};
 use crate::split::Split;
 
 /// Where the training text comes from and how it becomes rows of tokens.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct DataConfig {
-    /// Training files, globs, folders or "builtin:synthetic", read in the order of their paths.
+    /// Training files, globs, folders, `hf://datasets/OWNER/NAME[@REVISION]/PATH`, `https://` or "builtin:synthetic", in the order of their paths.
     #[schemars(length(min = 1))]
     pub train: Vec<String>,
     /// The share of tokens of each entry of train, in any unit; empty reads all entries as one.
@@ -22,7 +23,7 @@ pub struct DataConfig {
     /// The parquet column or JSON key that holds the text.
     #[serde(default = "default_text_column")]
     pub text_column: String,
-    /// "bytes" (256 byte values and an end mark), a tokenizer.json, or a folder that holds one.
+    /// "bytes" (256 byte values and an end mark), a tokenizer.json, a folder that holds one, or `hf://OWNER/NAME[@REVISION]`.
     #[serde(default = "default_tokenizer")]
     pub tokenizer: String,
     /// The longest row, in tokens.
@@ -60,6 +61,13 @@ pub struct DataConfig {
     #[serde(default)]
     #[schemars(range(min = 1, max = 1_000_000_000_000_000_000_u64))]
     pub max_tokens: Option<u64>,
+    /// Gigabytes (1e9 bytes) of fetched data files to keep, those used longest ago go first; 0 reads from the network and stores nothing; unset keeps all.
+    #[serde(default)]
+    #[schemars(range(min = 0.0))]
+    pub cache_limit_gb: Option<f64>,
+    /// How files on the network are reached; no key of the file.
+    #[serde(skip)]
+    pub hub: Hub,
 }
 
 fn default_text_column() -> String {
@@ -105,7 +113,17 @@ impl DataConfig {
             on_bad_shard: OnBadShard::default(),
             on_data_end: OnDataEnd::default(),
             max_tokens: None,
+            cache_limit_gb: None,
+            hub: Hub::default(),
         }
+    }
+
+    /// The hub with the limit of the cache, to be closed on its own.
+    pub(crate) fn own_hub(&self) -> OwnHub {
+        let bytes = self
+            .cache_limit_gb
+            .map(|gigabytes| (gigabytes * 1e9) as u64);
+        self.hub.separate(bytes)
     }
 
     /// The sources of a split, as written.
@@ -244,7 +262,7 @@ mod tests {
     fn the_schema_documents_every_key() {
         let schema = schemars::schema_for!(DataConfig);
         let properties = schema.get("properties").unwrap().as_object().unwrap();
-        assert_eq!(properties.len(), 15);
+        assert_eq!(properties.len(), 16);
         for (key, property) in properties {
             let description = property.get("description").and_then(|text| text.as_str());
             assert!(

@@ -6,6 +6,7 @@ use crate::config::{DataConfig, OnDataEnd, Packing};
 use crate::documents::{Shuffle, StreamOptions, check_openable};
 use crate::error::{DataError, Warning};
 use crate::fingerprint::DataFingerprint;
+use crate::hub::OwnHub;
 use crate::mixture::{MixtureOptions, SourceOptions};
 use crate::position::{DataPosition, SourcePosition};
 use crate::prepared::check_prepared;
@@ -16,6 +17,8 @@ use crate::tokenizer::Tokenizer;
 
 /// A split that can be read.
 pub(crate) struct Corpus {
+    /// Dropping it ends what the streams wait for.
+    pub(crate) hub: OwnHub,
     pub(crate) streams: Vec<StreamOptions>,
     pub(crate) mixture: MixtureOptions,
     pub(crate) fingerprint: DataFingerprint,
@@ -35,10 +38,11 @@ impl Corpus {
         }
         let is_train = split == Split::Train;
         let repeat = is_train && config.on_data_end == OnDataEnd::Repeat;
+        let hub = config.own_hub();
         let mut warnings = Vec::new();
         let (mut streams, mut sources) = (Vec::new(), Vec::new());
         for (index, (entries, weight)) in weighted_sources(config, split).into_iter().enumerate() {
-            let (shards, found) = resolve(entries)?;
+            let (shards, found) = resolve(entries, &hub)?;
             check_prepared(&shards, tokenizer)?;
             warnings.extend(found);
             let shuffle = Shuffle {
@@ -66,6 +70,7 @@ impl Corpus {
         let fingerprint = DataFingerprint::new(config, tokenizer, shards)?;
         let eos_id = tokenizer.eos_id();
         Ok(Self {
+            hub,
             mixture: MixtureOptions {
                 split,
                 sources,

@@ -109,24 +109,26 @@ impl ShardReader {
         shuffle_key: Option<u64>,
         start: Cursor,
     ) -> Result<Self, Failure> {
-        Ok(match shard {
-            Shard::File(path, Format::Parquet) => Self::Parquet(Box::new(ParquetReader::open(
-                path,
+        let Some(format) = shard.format() else {
+            let index = start.row;
+            return Ok(Self::Synthetic { split, index });
+        };
+        let input = shard.open().map_err(|problem| (Place::File, problem))?;
+        Ok(match format {
+            Format::Parquet => Self::Parquet(Box::new(ParquetReader::open(
+                input,
                 text_column,
                 shuffle_key,
                 start.row_group,
                 start.row,
             )?)),
-            Shard::File(path, Format::JsonLines) => Self::JsonLines(Box::new(
-                JsonLinesReader::open(path, text_column, start.row, start.byte)?,
-            )),
-            Shard::File(path, Format::Prepared) => {
-                Self::Prepared(Box::new(PreparedReader::open(path, start.row)?))
-            }
-            Shard::Synthetic => Self::Synthetic {
-                split,
-                index: start.row,
-            },
+            Format::JsonLines => Self::JsonLines(Box::new(JsonLinesReader::open(
+                input,
+                text_column,
+                start.row,
+                start.byte,
+            )?)),
+            Format::Prepared => Self::Prepared(Box::new(PreparedReader::open(input, start.row)?)),
         })
     }
 
@@ -161,14 +163,15 @@ impl ShardReader {
     }
 }
 
-/// Opens every file once, so that a bad footer or schema is found before training starts.
+/// Opens every file on disk once, so that a bad footer or schema is found before training starts.
+/// Files on the network would have to be fetched; they are checked when their turn comes.
 ///
 /// # Errors
 /// The first file that cannot be opened, unless bad files are to be skipped; those are met again
 /// while reading.
 pub(crate) fn check_openable(options: &StreamOptions) -> Result<Vec<Warning>, DataError> {
     let mut warnings = Vec::new();
-    for shard in options.shards.iter() {
+    for shard in options.shards.iter().filter(|shard| !shard.is_remote()) {
         let start = Cursor::default();
         match ShardReader::open(shard, options.split, &options.text_column, None, start) {
             Ok(reader) if reader.is_empty() => warnings.push(Warning::EmptyShard {
@@ -237,7 +240,9 @@ impl Documents {
                 Ok(None) => self.next_shard(),
                 Err(failure) => {
                     let error = shard_error(self.shard(), failure);
-                    if self.options.on_bad_shard == OnBadShard::Fail {
+                    // What the network does says nothing about the file, so it is never skipped.
+                    let is_network = matches!(error.problem, Problem::Remote(_));
+                    if is_network || self.options.on_bad_shard == OnBadShard::Fail {
                         return Err(error.into());
                     }
                     let at = self.cursor;
@@ -275,8 +280,27 @@ impl Documents {
                 self.options.shuffle.map(shard_key),
                 cursor,
             )?);
+            self.fetch_ahead();
         }
         self.reader.as_mut().expect("opened above").next()
+    }
+
+    /// Starts to fetch the file after the one that is read.
+    fn fetch_ahead(&self) {
+        let next = self.cursor.shard + 1;
+        let (shards, repeat) = (&self.options.shards, self.options.repeat);
+        let next = match self.order.get(next) {
+            Some(&index) => Some(index),
+            None if repeat => self
+                .options
+                .shard_order(self.cursor.epoch + 1)
+                .first()
+                .copied(),
+            None => None,
+        };
+        if let Some(index) = next {
+            shards[index].fetch_ahead();
+        }
     }
 
     fn record_item(&mut self, record: Record) -> Result<Item<Body>, DataError> {

@@ -458,7 +458,8 @@ mod tests {
     #[test]
     fn thousands_of_merges_give_the_ids_of_the_general_path() {
         let sources = ["builtin:synthetic".to_owned()];
-        let trained = train_tokenizer(&sources, "text", 3000, 300_000).unwrap();
+        let trained =
+            train_tokenizer(&sources, "text", 3000, 300_000, &crate::Hub::default()).unwrap();
         let mut files = vec![trained.json];
         let mut texts: Vec<String> = texts();
         texts.extend((0..200).map(|i| synthetic::document(Split::Validation, i).text));

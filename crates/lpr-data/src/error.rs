@@ -9,6 +9,7 @@ use std::path::PathBuf;
 use thiserror::Error;
 
 use crate::format::KNOWN_EXTENSIONS;
+use crate::hub::HubError;
 use crate::prepared::PreparedProblem;
 use crate::split::Split;
 
@@ -41,14 +42,9 @@ pub enum DataError {
         /// What the glob parser says.
         reason: String,
     },
-    /// A source on the Hugging Face hub.
-    #[error(
-        "{uri:?}: hub sources are not supported yet; download the files and give their local path"
-    )]
-    HubSource {
-        /// The source as written in the config.
-        uri: String,
-    },
+    /// A file on the network cannot be fetched.
+    #[error(transparent)]
+    Hub(HubError),
     /// `builtin:` followed by an unknown name.
     #[error("{name:?} is not a built-in source; the only one is \"builtin:synthetic\"")]
     UnknownBuiltin {
@@ -76,7 +72,7 @@ pub enum DataError {
     },
     /// A data file is bad, in whole or from some place on.
     #[error(transparent)]
-    Shard(#[from] ShardError),
+    Shard(ShardError),
     /// A whole epoch went by without one document that can be trained on.
     #[error(
         "no usable document in {num_shards} file(s) of [data] {split}{} \
@@ -160,6 +156,16 @@ fn list(lines: &[String]) -> String {
     lines.iter().fold(String::new(), line)
 }
 
+impl From<ShardError> for DataError {
+    fn from(error: ShardError) -> Self {
+        match error.problem {
+            // Says nothing about the file.
+            Problem::Remote(error) => (*error).into(),
+            problem => Self::Shard(ShardError { problem, ..error }),
+        }
+    }
+}
+
 /// A data file that cannot be read from some place on.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 #[error("{}{place}: {problem}", path.display())]
@@ -208,6 +214,9 @@ pub enum Problem {
     /// The system could not open or read the file.
     #[error("cannot be read: {0}")]
     Io(String),
+    /// The network failed; the file may be good.
+    #[error(transparent)]
+    Remote(Box<HubError>),
     /// The bytes are not those of the format.
     #[error("not a {expected} file: {found}; replace it with an intact copy or remove it")]
     WrongFormat {
@@ -279,18 +288,10 @@ pub enum Problem {
 #[derive(Debug, Error)]
 #[non_exhaustive]
 pub enum TokenizerError {
-    /// A tokenizer on the Hugging Face hub.
-    #[error(
-        "{uri:?}: hub tokenizers are not supported yet; download its tokenizer.json and \
-         tokenizer_config.json and give their folder"
-    )]
-    Hub {
-        /// The tokenizer as written in the config.
-        uri: String,
-    },
     /// Neither `bytes`, nor a file, nor a folder.
     #[error(
-        "tokenizer {spec:?} not found: give \"bytes\", a tokenizer.json or a folder that holds one"
+        "tokenizer {spec:?} not found: give \"bytes\", a tokenizer.json, a folder that holds one, or \
+         hf://OWNER/NAME"
     )]
     NotFound {
         /// The tokenizer as written in the config.

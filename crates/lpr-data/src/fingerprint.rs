@@ -29,7 +29,8 @@ pub struct FileFingerprint {
     pub name: String,
     /// Its size.
     pub bytes: u64,
-    /// SHA-256 in hexadecimal of its size and its first and last 64 KiB.
+    /// SHA-256 in hexadecimal of its size and its first and last 64 KiB; of a file on the network,
+    /// the hash that its server lists.
     pub hash: String,
 }
 
@@ -159,7 +160,10 @@ fn file_fingerprint(shard: &Shard) -> Result<FileFingerprint, DataError> {
             path: path.clone(),
             error,
         })?,
-        Shard::Synthetic => (0, String::new()),
+        Shard::Remote(_) | Shard::Synthetic => {
+            let hash = shard.content_hash().unwrap_or_default();
+            (shard.size()?, hash.to_owned())
+        }
     };
     Ok(FileFingerprint {
         name: name.to_string_lossy().into_owned(),

@@ -3,14 +3,14 @@
 //! Keeps one line in memory. Blank lines, CRLF line ends, a byte order mark and a missing final
 //! newline are fine.
 
-use std::fs::File;
-use std::io::{BufRead, BufReader, Read, Seek, SeekFrom};
-use std::path::Path;
+use std::io::{BufRead, BufReader, Read};
 
 use flate2::bufread::MultiGzDecoder;
+use parquet::file::reader::ChunkReader;
 use serde::de::{DeserializeSeed, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
 
 use crate::error::{Place, Problem};
+use crate::input::{Input, reason};
 use crate::record::{Content, Failure, Record, describe_bytes};
 
 /// Longest line, in bytes. Bounds the memory that a decompression bomb or a binary file can ask
@@ -21,6 +21,8 @@ const BUFFER_BYTES: usize = 1 << 16;
 
 /// Reads one file of JSON lines from a given line on.
 pub(crate) struct JsonLinesReader {
+    /// What `input` reads; stays in the cache as long as this is here.
+    file: Input,
     input: Box<dyn BufRead + Send>,
     text_column: String,
     /// Line that `next` reads, from 0.
@@ -36,13 +38,14 @@ impl JsonLinesReader {
     /// is not compressed. There is no such way into a compressed one: it is decompressed up to the
     /// line, without looking into the lines before.
     pub(crate) fn open(
-        path: &Path,
+        file: Input,
         text_column: &str,
         line: u64,
         byte: u64,
     ) -> Result<Self, Failure> {
-        let (mut input, is_plain) = open_stream(path).map_err(|error| (Place::File, error))?;
-        let start = fill(&mut input).map_err(|error| (Place::File, error))?;
+        let failed = |problem| (Place::File, reason(file.remote().as_ref(), problem));
+        let (mut input, is_plain) = open_stream(&file).map_err(failed)?;
+        let start = fill(&mut input).map_err(failed)?;
         let is_empty = start.is_empty();
         check_start(start).map_err(|problem| (Place::File, problem))?;
         let mark_len = if start.starts_with(b"\xef\xbb\xbf") {
@@ -50,19 +53,28 @@ impl JsonLinesReader {
         } else {
             0
         };
-        input.consume(mark_len);
+        let has_place = is_plain && byte > 0;
+        let at_line = has_place.then(|| open_at_line(&file, byte)).flatten();
+        let (input, line_read, place) = if let Some(input) = at_line {
+            (input, line, Some(byte))
+        } else {
+            if has_place {
+                // The look at the line has moved what both share.
+                input = open_stream(&file).map_err(failed)?.0;
+            }
+            fill(&mut input).map_err(failed)?;
+            input.consume(mark_len);
+            (input, 0, is_plain.then_some(mark_len as u64))
+        };
         let mut reader = Self {
+            file,
             input,
             text_column: text_column.to_owned(),
-            line: 0,
-            byte: is_plain.then_some(mark_len as u64),
+            line: line_read,
+            byte: place,
             buffer: Vec::new(),
             is_empty,
         };
-        if is_plain && let Some(input) = open_at_line(path, byte) {
-            reader.input = input;
-            (reader.line, reader.byte) = (line, Some(byte));
-        }
         while reader.line < line && reader.read_line()? {
             reader.line += 1;
         }
@@ -112,7 +124,10 @@ impl JsonLinesReader {
         let read = (&mut self.input)
             .take(limit)
             .read_until(b'\n', &mut self.buffer)
-            .map_err(|error| (place, Problem::Decode(error.to_string())))?;
+            .map_err(|error| {
+                let problem = Problem::Decode(error.to_string());
+                (place, reason(self.file.remote().as_ref(), problem))
+            })?;
         if self.buffer.len() > MAX_LINE_BYTES {
             let max_bytes = MAX_LINE_BYTES;
             return Err((place, Problem::LineTooLong { max_bytes }));
@@ -125,9 +140,10 @@ impl JsonLinesReader {
 }
 
 /// The decompressed stream, and whether it is the file itself.
-fn open_stream(path: &Path) -> Result<(Box<dyn BufRead + Send>, bool), Problem> {
+fn open_stream(file: &Input) -> Result<(Box<dyn BufRead + Send>, bool), Problem> {
     let io = |error: std::io::Error| Problem::Io(error.to_string());
-    let file = File::open(path).map_err(io)?;
+    let file = file.get_read(0);
+    let file = file.map_err(|error| Problem::Io(error.to_string()))?;
     let mut file = BufReader::with_capacity(BUFFER_BYTES, file);
     let magic = file.fill_buf().map_err(io)?;
     if magic.starts_with(&[0x1f, 0x8b]) {
@@ -144,9 +160,8 @@ fn open_stream(path: &Path) -> Result<(Box<dyn BufRead + Send>, bool), Problem> 
 }
 
 /// The file from `byte` on, if a line starts there.
-fn open_at_line(path: &Path, byte: u64) -> Option<Box<dyn BufRead + Send>> {
-    let mut file = File::open(path).ok()?;
-    file.seek(SeekFrom::Start(byte.checked_sub(1)?)).ok()?;
+fn open_at_line(file: &Input, byte: u64) -> Option<Box<dyn BufRead + Send>> {
+    let file = file.get_read(byte.checked_sub(1)?).ok()?;
     let mut input = BufReader::with_capacity(BUFFER_BYTES, file);
     let mut line_end = [0];
     input.read_exact(&mut line_end).ok()?;
@@ -383,7 +398,9 @@ mod tests {
         let lines = "\u{feff}{\"text\": \"0\"}\n\n{\"text\": null}\r\n{\"text\": \"3\"}";
         std::fs::write(file.path(), lines).unwrap();
         let read_from = |line, byte| {
-            let mut reader = JsonLinesReader::open(file.path(), "text", line, byte).unwrap();
+            let mut reader =
+                JsonLinesReader::open(Input::open(file.path()).unwrap(), "text", line, byte)
+                    .unwrap();
             std::iter::from_fn(move || reader.next().unwrap()).collect::<Vec<_>>()
         };
         let all = read_from(0, 0);

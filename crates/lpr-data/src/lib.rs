@@ -4,8 +4,8 @@
 //! integers together with the position after each batch, from which a later loader continues bit
 //! for bit. Knows neither Burn nor the model.
 //!
-//! The modules in the order of the data: sources, the file formats, the stream over the files of a
-//! source, its shuffled windows, tokens, the mixture of sources, rows, batches.
+//! The modules in the order of the data: sources, files on the network (`hub`), the file formats,
+//! the stream over the files of a source, its shuffled windows, tokens, the mixture of sources, rows, batches.
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
 mod batches;
@@ -18,6 +18,8 @@ mod encoder;
 mod error;
 mod fingerprint;
 mod format;
+mod hub;
+mod input;
 mod json_lines;
 mod merges;
 mod mixture;
@@ -44,6 +46,7 @@ pub use check::{FileReport, check_files};
 pub use config::{DataConfig, OnBadShard, OnDataEnd, Packing};
 pub use error::{DataError, Place, Problem, ShardError, TokenizerError, Warning};
 pub use fingerprint::{DataFingerprint, FileFingerprint};
+pub use hub::{Hub, HubError, HubEvent, HubEvents, HubSettings, Retry, StopCheck, Token};
 pub use position::{Cursor, DataPosition, SourcePosition};
 pub use prepare::{Prepared, prepare};
 pub use prepared::PreparedProblem;

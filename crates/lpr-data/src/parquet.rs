@@ -4,19 +4,19 @@
 //! and at most one data page (and the dictionary page) of the text column is in memory, whatever
 //! the size of the file.
 
-use std::fs::File;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::path::Path;
 
 use parquet::basic::{ConvertedType, LogicalType, Type as PhysicalType};
 use parquet::column::reader::{ColumnReader, ColumnReaderImpl};
 use parquet::data_type::{ByteArray, ByteArrayType};
 use parquet::errors::ParquetError;
 use parquet::file::metadata::RowGroupMetaData;
-use parquet::file::reader::{FileReader, SerializedFileReader};
+use parquet::file::reader::{ChunkReader, FileReader, Length, SerializedFileReader};
 use parquet::schema::types::SchemaDescriptor;
 
 use crate::error::{Place, Problem};
+use crate::hub::RemoteBytes;
+use crate::input::{Input, reason};
 use crate::parquet_footer::impossible_list;
 use crate::random::permutation;
 use crate::record::{Content, Failure, Record, describe_bytes};
@@ -26,7 +26,9 @@ const ROWS_PER_READ: usize = 64;
 
 /// Reads one parquet file from a given row on.
 pub(crate) struct ParquetReader {
-    file: SerializedFileReader<File>,
+    file: SerializedFileReader<Input>,
+    /// The same file, if it is on the network.
+    remote: Option<RemoteBytes>,
     column: usize,
     /// The row groups in the order in which they are read.
     order: Vec<usize>,
@@ -44,16 +46,17 @@ impl ParquetReader {
     /// the order of the file, or in the one that `shuffle_key` gives. Pages before the row are not
     /// decoded.
     pub(crate) fn open(
-        path: &Path,
+        input: Input,
         text_column: &str,
         shuffle_key: Option<u64>,
         row_group: usize,
         row: u64,
     ) -> Result<Self, Failure> {
-        let file = open_file(path).map_err(|problem| (Place::File, problem))?;
+        let (len, remote) = (input.len(), input.remote());
+        let file =
+            open_file(input).map_err(|problem| (Place::File, reason(remote.as_ref(), problem)))?;
         let column = find_text_column(file.metadata().file_metadata().schema_descr(), text_column)
             .map_err(|problem| (Place::File, problem))?;
-        let len = std::fs::metadata(path).map_or(0, |metadata| metadata.len());
         for (index, metadata) in file.metadata().row_groups().iter().enumerate() {
             check_row_group(metadata, column, len)
                 .map_err(|problem| (Place::RowGroup(index), problem))?;
@@ -65,6 +68,7 @@ impl ParquetReader {
         };
         Ok(Self {
             file,
+            remote,
             column,
             order,
             row_group,
@@ -123,7 +127,10 @@ impl ParquetReader {
         // Decoders check their input, but a damaged page may still break an assumption inside one.
         let texts = catch_unwind(AssertUnwindSafe(|| self.read_rows()))
             .map_err(|_| (place, Problem::Decode("the decoder panicked".to_owned())))?
-            .map_err(|error| (place, Problem::Decode(error.to_string())))?;
+            .map_err(|error| {
+                let problem = Problem::Decode(error.to_string());
+                (place, reason(self.remote.as_ref(), problem))
+            })?;
         self.texts = texts.into_iter();
         Ok(self.texts.len() > 0)
     }
@@ -161,6 +168,10 @@ impl ParquetReader {
 
     fn open_row_group(&self) -> Result<ColumnReaderImpl<ByteArrayType>, ParquetError> {
         let row_group = self.file.get_row_group(self.order[self.row_group])?;
+        if let Some(remote) = &self.remote {
+            let (start, len) = row_group.metadata().column(self.column).byte_range();
+            remote.set_useful_end(start + len);
+        }
         let ColumnReader::ByteArrayColumnReader(mut reader) =
             row_group.get_column_reader(self.column)?
         else {
@@ -171,39 +182,43 @@ impl ParquetReader {
     }
 }
 
-fn open_file(path: &Path) -> Result<SerializedFileReader<File>, Problem> {
-    let io = |error: std::io::Error| Problem::Io(error.to_string());
-    let mut file = File::open(path).map_err(io)?;
-    check_magic(&mut file)?;
-    if let Some(found) = impossible_list(&mut file).map_err(io)? {
+fn open_file(input: Input) -> Result<SerializedFileReader<Input>, Problem> {
+    if let Some(remote) = input.remote() {
+        remote.read_tail()?;
+    }
+    check_magic(&input)?;
+    let io = |error: ParquetError| Problem::Io(error.to_string());
+    if let Some(found) = impossible_list(&input).map_err(io)? {
         return Err(Problem::Footer(found));
     }
-    catch_unwind(AssertUnwindSafe(|| SerializedFileReader::new(file)))
+    catch_unwind(AssertUnwindSafe(|| SerializedFileReader::new(input)))
         .map_err(|_| Problem::Footer("the decoder panicked".to_owned()))?
         .map_err(|error| Problem::Footer(error.to_string()))
 }
 
 /// A parquet file starts and ends with `PAR1`; says what is there instead.
-fn check_magic(file: &mut File) -> Result<(), Problem> {
-    use std::io::{Read, Seek, SeekFrom};
-
-    let io = |error: std::io::Error| Problem::Io(error.to_string());
-    let wrong = |found| Problem::WrongFormat {
-        expected: "parquet",
-        found,
+fn check_magic(input: &Input) -> Result<(), Problem> {
+    const MAGIC: &[u8] = b"PAR1";
+    let part = |start, len| {
+        let bytes = input.get_bytes(start, len);
+        bytes.map_err(|error| reason(input.remote().as_ref(), Problem::Io(error.to_string())))
     };
-    let mut start = Vec::new();
-    file.take(64).read_to_end(&mut start).map_err(io)?;
-    if !start.starts_with(b"PAR1") {
-        return Err(wrong(describe_bytes(&start)));
+    let len = input.len();
+    let end = part(len.saturating_sub(4), len.min(4) as usize)?;
+    // One request less; a file on the network that ends like parquet is parquet.
+    if input.remote().is_some() && end == MAGIC {
+        return Ok(());
     }
-    let mut end = [0; 4];
-    file.seek(SeekFrom::End(-4)).map_err(io)?;
-    file.read_exact(&mut end).map_err(io)?;
-    if end != *b"PAR1" {
-        return Err(wrong("it starts like one but was cut off".to_owned()));
-    }
-    Ok(())
+    let start = part(0, len.min(64) as usize)?;
+    let found = if !start.starts_with(MAGIC) {
+        describe_bytes(&start)
+    } else if end != MAGIC {
+        "it starts like one but was cut off".to_owned()
+    } else {
+        return Ok(());
+    };
+    let expected = "parquet";
+    Err(Problem::WrongFormat { expected, found })
 }
 
 /// The footer must place the column's pages inside the file; the decoder relies on it.

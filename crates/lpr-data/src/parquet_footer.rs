@@ -4,28 +4,25 @@
 //! (60.1) passes over lists of booleans that it does not know without taking a byte for each, so
 //! that a damaged length keeps it busy for minutes. No list has more elements than bytes follow.
 
-use std::fs::File;
-use std::io::{self, Read, Seek, SeekFrom};
+use parquet::errors::ParquetError;
+use parquet::file::reader::ChunkReader;
 
 /// Structures inside structures; the crate gives up at the same depth.
 const MAX_DEPTH: usize = 64;
 
 /// The lists of the footer of a file that ends with `PAR1`; `Some` says which length is wrong.
 /// Whatever else is wrong is left to the decoder.
-pub(crate) fn impossible_list(file: &mut File) -> io::Result<Option<String>> {
-    let Some(end) = file.seek(SeekFrom::End(0))?.checked_sub(8) else {
+pub(crate) fn impossible_list(file: &impl ChunkReader) -> Result<Option<String>, ParquetError> {
+    let Some(end) = file.len().checked_sub(8) else {
         return Ok(None);
     };
-    let mut len = [0; 4];
-    file.seek(SeekFrom::Start(end))?;
-    file.read_exact(&mut len)?;
-    let Some(start) = end.checked_sub(u32::from_le_bytes(len).into()) else {
+    let len = file.get_bytes(end, 4)?;
+    let len = len.first_chunk().map_or(0, |len| u32::from_le_bytes(*len));
+    let Some(start) = end.checked_sub(len.into()) else {
         return Ok(None);
     };
-    file.seek(SeekFrom::Start(start))?;
-    let mut footer = Vec::new();
-    file.take(end - start).read_to_end(&mut footer)?;
-    let mut rest = footer.as_slice();
+    let footer = file.get_bytes(start, len as usize)?;
+    let mut rest: &[u8] = &footer;
     Ok(match skip_struct(&mut rest, MAX_DEPTH) {
         Err(Stop::List { len }) => Some(format!(
             "a list of {len} elements in the last {} bytes",
@@ -144,7 +141,7 @@ mod tests {
         let len = footer.len() as u32;
         file.write_all(&len.to_le_bytes()).unwrap();
         file.write_all(b"PAR1").unwrap();
-        impossible_list(&mut file).unwrap()
+        impossible_list(&file).unwrap()
     }
 
     #[test]

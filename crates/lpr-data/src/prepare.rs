@@ -86,6 +86,8 @@ pub fn prepare(
         stop,
         Interrupt::default(),
     )?;
+    // Dropped before the source, whose threads may wait for it.
+    let _hub = corpus.hub;
     let mut found = Prepared::default();
     loop {
         match source.next(0)?.event {

@@ -9,16 +9,21 @@
 //! code, a file that is cut off while it is mapped kills the process, and a reader that goes from
 //! front to back gains nothing from it.
 
-use std::fs::File;
-use std::io::{self, Read, Seek, SeekFrom};
+use std::io;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
+use bytes::Bytes;
+use parquet::errors::ParquetError;
+use parquet::file::reader::{ChunkReader, Length};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
+use crate::documents::shard_error;
 use crate::error::{Place, Problem, ShardError};
 use crate::format::Format;
+use crate::input::{Input, reason};
 use crate::record::{Content, Failure, Record};
 use crate::source::Shard;
 use crate::tokenizer::Tokenizer;
@@ -123,12 +128,12 @@ impl Header {
     }
 
     /// Reads and checks the header against the length of the file.
-    fn read(file: &mut File) -> Result<Self, String> {
-        let io = |error: io::Error| error.to_string();
-        let mut start = Vec::new();
-        let read = file.take(DATA_START).read_to_end(&mut start).map_err(io)?;
+    fn read(file: &Input) -> Result<Self, String> {
+        let wanted = DATA_START.min(file.len()) as usize;
+        let start = file.get_bytes(0, wanted);
+        let start = start.map_err(|error| error.to_string())?;
         let len = start.first_chunk().map(|len| u64::from_le_bytes(*len));
-        if read as u64 != DATA_START || len != Some(HEADER_BYTES as u64) {
+        if start.len() as u64 != DATA_START || len != Some(HEADER_BYTES as u64) {
             return Err("it does not start like one".to_owned());
         }
         let header: Self =
@@ -145,8 +150,7 @@ impl Header {
         if !is_sound {
             return Err("the places of its vectors contradict each other".to_owned());
         }
-        let file_bytes = file.metadata().map_err(io)?.len();
-        let data_bytes = file_bytes - DATA_START;
+        let data_bytes = file.len() - DATA_START;
         if data_bytes != header.ends.data_offsets[1] {
             return Err(format!(
                 "it has {data_bytes} bytes of data in place of {}",
@@ -159,31 +163,31 @@ impl Header {
 
 /// Part of a file in memory.
 struct Buffer {
-    file: File,
+    file: Arc<Input>,
     start: u64,
-    bytes: Vec<u8>,
+    bytes: Bytes,
 }
 
 impl Buffer {
-    fn new(file: File) -> Self {
+    fn new(file: &Arc<Input>) -> Self {
         Self {
-            file,
+            file: Arc::clone(file),
             start: 0,
-            bytes: Vec::new(),
+            bytes: Bytes::new(),
         }
     }
 
     /// The integers at the given bytes of the file.
-    fn integers(&mut self, range: Range<u64>) -> io::Result<impl Iterator<Item = u32>> {
+    fn integers(&mut self, range: Range<u64>) -> Result<impl Iterator<Item = u32>, ParquetError> {
         if range.start < self.start || range.end > self.start + self.bytes.len() as u64 {
             let len = (range.end - range.start).max(BUFFER_BYTES);
-            self.file.seek(SeekFrom::Start(range.start))?;
-            self.bytes.clear();
-            (&self.file).take(len).read_to_end(&mut self.bytes)?;
+            let len = len.min(self.file.len().saturating_sub(range.start));
+            self.bytes = self.file.get_bytes(range.start, len as usize)?;
             self.start = range.start;
         }
         let bytes = (range.start - self.start) as usize..(range.end - self.start) as usize;
-        let bytes = self.bytes.get(bytes).ok_or(io::ErrorKind::UnexpectedEof)?;
+        let bytes = self.bytes.get(bytes);
+        let bytes = bytes.ok_or_else(|| io::Error::from(io::ErrorKind::UnexpectedEof))?;
         let (integers, _) = bytes.as_chunks();
         Ok(integers.iter().map(|bytes| u32::from_le_bytes(*bytes)))
     }
@@ -203,25 +207,21 @@ pub(crate) struct PreparedReader {
 
 impl PreparedReader {
     /// Opens a file and checks its header; reading starts at document `row`.
-    pub(crate) fn open(path: &Path, row: u64) -> Result<Self, Failure> {
-        let io = |error: io::Error| (Place::File, Problem::Io(error.to_string()));
-        let damaged = |reason| {
-            (
-                Place::File,
-                Problem::Prepared(PreparedProblem::Damaged(reason)),
-            )
+    pub(crate) fn open(file: Input, row: u64) -> Result<Self, Failure> {
+        let file = Arc::new(file);
+        let damaged = |found| {
+            let problem = Problem::Prepared(PreparedProblem::Damaged(found));
+            (Place::File, reason(file.remote().as_ref(), problem))
         };
-        let mut file = File::open(path).map_err(io)?;
-        let header = Header::read(&mut file).map_err(damaged)?;
+        let header = Header::read(&file).map_err(damaged)?;
         let vocab_size = header.about.vocab_size.parse();
         Ok(Self {
             vocab_size: vocab_size.map_err(|error| damaged(format!("vocab_size: {error}")))?,
             about: header.about,
             num_tokens: header.tokens.shape[0],
             num_documents: header.ends.shape[0],
-            // Both handles share one position, which every read sets.
-            tokens: Buffer::new(file.try_clone().map_err(io)?),
-            ends: Buffer::new(file),
+            tokens: Buffer::new(&file),
+            ends: Buffer::new(&file),
             row,
         })
     }
@@ -236,9 +236,10 @@ impl PreparedReader {
             return Ok(None);
         }
         let row = self.row;
-        let content = self.document().map_err(|reason| {
+        let content = self.document().map_err(|found| {
             let place = Place::Row { row_group: 0, row };
-            (place, Problem::Prepared(PreparedProblem::Damaged(reason)))
+            let problem = Problem::Prepared(PreparedProblem::Damaged(found));
+            (place, reason(self.tokens.file.remote().as_ref(), problem))
         })?;
         self.row += 1;
         Ok(Some(Record {
@@ -251,7 +252,7 @@ impl PreparedReader {
     }
 
     fn document(&mut self) -> Result<Content, String> {
-        let io = |error: io::Error| error.to_string();
+        let io = |error: ParquetError| error.to_string();
         let ends = DATA_START + self.num_tokens * WIDTH;
         let first = self.row.saturating_sub(1);
         let mut found = self
@@ -285,11 +286,15 @@ impl PreparedReader {
 pub(crate) fn check_prepared(shards: &[Shard], tokenizer: &Tokenizer) -> Result<(), ShardError> {
     let mut last: Option<(&Path, About)> = None;
     for shard in shards {
-        let Shard::File(path, Format::Prepared) = shard else {
+        if shard.format() != Some(Format::Prepared) {
             continue;
-        };
-        let Ok(PreparedReader { about, .. }) = PreparedReader::open(path, 0) else {
-            continue;
+        }
+        let path = shard.path();
+        let opened = shard.look().map_err(|problem| (Place::File, problem));
+        let about = match opened.and_then(|input| PreparedReader::open(input, 0)) {
+            Ok(PreparedReader { about, .. }) => about,
+            Err(failure @ (_, Problem::Remote(_))) => return Err(shard_error(shard, failure)),
+            Err(_) => continue,
         };
         let problem = match &last {
             _ if about.tokenizer != tokenizer.fingerprint() => PreparedProblem::OtherTokenizer {
@@ -311,7 +316,7 @@ pub(crate) fn check_prepared(shards: &[Shard], tokenizer: &Tokenizer) -> Result<
             }
         };
         return Err(ShardError {
-            path: path.clone(),
+            path: path.to_owned(),
             place: Place::File,
             problem: Problem::Prepared(problem),
         });

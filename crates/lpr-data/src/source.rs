@@ -1,12 +1,15 @@
 //! From the sources in the config to a sorted list of data files without duplicates.
 //!
-//! Does not open a file: what is inside is the business of `parquet.rs` and `json_lines.rs`.
+//! Does not read a file: what is inside is the business of `parquet.rs` and `json_lines.rs`.
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
-use crate::error::{DataError, Warning};
+use crate::error::{DataError, Problem, Warning};
 use crate::format::Format;
+use crate::hub::{Hub, RemoteBytes, RemoteFile, is_remote};
+use crate::input::Input;
 
 /// The name of the built-in corpus.
 pub(crate) const SYNTHETIC: &str = "builtin:synthetic";
@@ -16,8 +19,65 @@ pub(crate) const SYNTHETIC: &str = "builtin:synthetic";
 pub(crate) enum Shard {
     /// A file on disk. Sorted by path, component by component, so alike on every system.
     File(PathBuf, Format),
+    /// A file on the network, after those on disk; sorted by address.
+    Remote(RemoteShard),
     /// The built-in corpus, after all files.
     Synthetic,
+}
+
+/// A file on the network and the way to it.
+#[derive(Clone)]
+pub(crate) struct RemoteShard {
+    file: Arc<RemoteFile>,
+    format: Format,
+    hub: Hub,
+}
+
+impl RemoteShard {
+    fn open(&self) -> Result<Input, Problem> {
+        if self.hub.stores(&self.file).map_err(Problem::from)? {
+            Input::cached(self.hub.local(&self.file).map_err(Problem::from)?)
+        } else {
+            Ok(Input::Remote(RemoteBytes::new(&self.hub, &self.file)))
+        }
+    }
+}
+
+impl RemoteShard {
+    fn look(&self) -> Result<Input, Problem> {
+        if self.hub.is_cached(&self.file)? {
+            return self.open();
+        }
+        let bytes = RemoteBytes::new(&self.hub, &self.file);
+        bytes.set_useful_end(0);
+        Ok(Input::Remote(bytes))
+    }
+}
+
+impl std::fmt::Debug for RemoteShard {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        self.file.fmt(f)
+    }
+}
+
+impl PartialEq for RemoteShard {
+    fn eq(&self, other: &Self) -> bool {
+        self.cmp(other).is_eq()
+    }
+}
+
+impl Eq for RemoteShard {}
+
+impl PartialOrd for RemoteShard {
+    fn partial_cmp(&self, other: &Self) -> Option<std::cmp::Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl Ord for RemoteShard {
+    fn cmp(&self, other: &Self) -> std::cmp::Ordering {
+        self.file.name.cmp(&other.file.name)
+    }
 }
 
 impl Shard {
@@ -25,26 +85,88 @@ impl Shard {
     pub(crate) fn path(&self) -> &Path {
         match self {
             Self::File(path, _) => path,
+            Self::Remote(remote) => &remote.file.name,
             Self::Synthetic => Path::new(SYNTHETIC),
+        }
+    }
+
+    /// How its documents are written; `None` for the built-in corpus.
+    pub(crate) fn format(&self) -> Option<Format> {
+        match self {
+            Self::File(_, format) => Some(*format),
+            Self::Remote(remote) => Some(remote.format),
+            Self::Synthetic => None,
+        }
+    }
+
+    /// Its bytes, fetched if need be, which may take long.
+    pub(crate) fn open(&self) -> Result<Input, Problem> {
+        match self {
+            Self::Remote(remote) => remote.open(),
+            _ => Input::open(self.path()),
+        }
+    }
+
+    /// Its bytes for a look at a small part, without fetching all of it.
+    pub(crate) fn look(&self) -> Result<Input, Problem> {
+        match self {
+            Self::Remote(remote) => remote.look(),
+            _ => self.open(),
+        }
+    }
+
+    /// Whether opening it may take long.
+    pub(crate) fn is_remote(&self) -> bool {
+        matches!(self, Self::Remote(_))
+    }
+
+    /// Starts to fetch it, so that opening it will not take long. To be called for the file after
+    /// the one that is being read.
+    pub(crate) fn fetch_ahead(&self) {
+        if let Self::Remote(remote) = self
+            && remote.hub.stores(&remote.file).unwrap_or(false)
+        {
+            remote.hub.fetch_ahead(&remote.file);
+        }
+    }
+
+    /// Bytes on disk or on the network; 0 for the built-in corpus.
+    pub(crate) fn size(&self) -> Result<u64, DataError> {
+        match self {
+            Self::File(path, _) => match std::fs::metadata(path) {
+                Ok(metadata) => Ok(metadata.len()),
+                Err(error) => Err(io(path, error)),
+            },
+            Self::Remote(remote) => Ok(remote.file.size),
+            Self::Synthetic => Ok(0),
+        }
+    }
+
+    /// The hash or entity tag of its content, where it is known without reading it.
+    pub(crate) fn content_hash(&self) -> Option<&str> {
+        match self {
+            Self::Remote(remote) => Some(remote.file.hash.text()).filter(|text| !text.is_empty()),
+            Self::File(..) | Self::Synthetic => None,
         }
     }
 }
 
 /// Expands every source, sorts by path and drops files that are listed twice.
-pub(crate) fn resolve(sources: &[String]) -> Result<(Vec<Shard>, Vec<Warning>), DataError> {
+pub(crate) fn resolve(
+    sources: &[String],
+    hub: &Hub,
+) -> Result<(Vec<Shard>, Vec<Warning>), DataError> {
     let mut shards = Vec::new();
     for source in sources {
-        expand(source, &mut shards)?;
+        expand(source, hub, &mut shards)?;
     }
     shards.sort();
     drop_duplicates(shards)
 }
 
-fn expand(source: &str, shards: &mut Vec<Shard>) -> Result<(), DataError> {
-    if source.starts_with("hf://") {
-        return Err(DataError::HubSource {
-            uri: source.to_owned(),
-        });
+fn expand(source: &str, hub: &Hub, shards: &mut Vec<Shard>) -> Result<(), DataError> {
+    if is_remote(source) {
+        return expand_remote(source, hub, shards);
     }
     if source.starts_with("builtin:") {
         if source != SYNTHETIC {
@@ -72,6 +194,26 @@ fn expand(source: &str, shards: &mut Vec<Shard>) -> Result<(), DataError> {
         return Err(DataError::NoMatch {
             pattern: source.to_owned(),
         });
+    }
+    Ok(())
+}
+
+fn expand_remote(source: &str, hub: &Hub, shards: &mut Vec<Shard>) -> Result<(), DataError> {
+    let files = hub.files(source)?;
+    if files.is_empty() {
+        return Err(DataError::NoMatch {
+            pattern: source.to_owned(),
+        });
+    }
+    for file in files {
+        let format = Format::of(&file.name).ok_or_else(|| DataError::UnknownExtension {
+            path: file.name.clone(),
+        })?;
+        shards.push(Shard::Remote(RemoteShard {
+            file: Arc::new(file),
+            format,
+            hub: hub.clone(),
+        }));
     }
     Ok(())
 }
@@ -120,7 +262,7 @@ fn drop_duplicates(shards: Vec<Shard>) -> Result<(Vec<Shard>, Vec<Warning>), Dat
     for shard in shards {
         let target = match &shard {
             Shard::File(path, _) => path.canonicalize().map_err(|error| io(path, error))?,
-            Shard::Synthetic => PathBuf::from(SYNTHETIC),
+            Shard::Remote(_) | Shard::Synthetic => shard.path().to_owned(),
         };
         if let Some(kept) = kept.get(&target) {
             warnings.push(Warning::DuplicateSource {
@@ -153,7 +295,7 @@ mod tests {
     }
 
     fn names(sources: &[String]) -> Vec<String> {
-        let (shards, _) = resolve(sources).unwrap();
+        let (shards, _) = resolve(sources, &Hub::default()).unwrap();
         let name = |shard: &Shard| {
             shard
                 .path()
@@ -209,7 +351,7 @@ mod tests {
         let link = folder.path().join("b.jsonl");
         std::os::unix::fs::symlink(folder.path().join("a.jsonl"), &link).unwrap();
         let sources = [text(folder.path()), text(&folder.path().join("a.jsonl"))];
-        let (shards, warnings) = resolve(&sources).unwrap();
+        let (shards, warnings) = resolve(&sources, &Hub::default()).unwrap();
         assert_eq!(shards.len(), 1);
         assert_eq!(warnings.len(), 2);
         assert!(
@@ -225,7 +367,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         touch(folder.path(), &["a.jsonl"]);
         std::os::unix::fs::symlink("/nowhere/x", folder.path().join("b.jsonl")).unwrap();
-        let error = resolve(&[text(folder.path())]).unwrap_err();
+        let error = resolve(&[text(folder.path())], &Hub::default()).unwrap_err();
         assert!(matches!(error, DataError::Io { .. }), "{error}");
     }
 
@@ -238,7 +380,7 @@ mod tests {
             text(folder.path()),
             "no-such-file.jsonl".to_owned(),
         ] {
-            let error = resolve(std::slice::from_ref(&source)).unwrap_err();
+            let error = resolve(std::slice::from_ref(&source), &Hub::default()).unwrap_err();
             assert!(matches!(&error, DataError::NoMatch { pattern } if *pattern == source));
         }
     }
@@ -247,14 +389,14 @@ mod tests {
     fn other_wrong_sources_have_their_own_error() {
         let folder = tempfile::tempdir().unwrap();
         touch(folder.path(), &["a.csv"]);
-        let error = |source: String| resolve(&[source]).unwrap_err();
+        let error = |source: String| resolve(&[source], &Hub::default()).unwrap_err();
         assert!(matches!(
             error(text(&folder.path().join("a.csv"))),
             DataError::UnknownExtension { .. }
         ));
         assert!(matches!(
-            error("hf://datasets/a/b/*.parquet".into()),
-            DataError::HubSource { .. }
+            error("hf://datasets/a".into()),
+            DataError::Hub(crate::HubError::BadAddress { .. })
         ));
         assert!(matches!(
             error("builtin:nothing".into()),

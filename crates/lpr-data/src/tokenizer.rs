@@ -13,7 +13,8 @@ use serde_json::Value;
 use sha2::{Digest, Sha256};
 
 use crate::encoder::{Encoder, EncoderFile, WordCache};
-use crate::error::TokenizerError;
+use crate::error::{DataError, TokenizerError};
+use crate::hub::{Hub, is_remote};
 
 /// The `tokenizer` key of the built-in byte tokenizer.
 const BYTES: &str = "bytes";
@@ -80,8 +81,7 @@ impl Tokenizer {
     /// models have between documents.
     ///
     /// # Errors
-    /// A missing file, a file that is no tokenizer, an `eos_token` outside the vocabulary, a source
-    /// on the hub.
+    /// A missing file, a file that is no tokenizer, an `eos_token` outside the vocabulary.
     pub fn open(spec: &str) -> Result<Self, TokenizerError> {
         if spec == BYTES {
             return Ok(Self {
@@ -91,11 +91,6 @@ impl Tokenizer {
                 vocab_size: 257,
                 eos_id: Some(BYTES_EOS),
                 fingerprint: BYTES.to_owned(),
-            });
-        }
-        if spec.starts_with("hf://") {
-            return Err(TokenizerError::Hub {
-                uri: spec.to_owned(),
             });
         }
         let path = if Path::new(spec).is_dir() {
@@ -109,6 +104,18 @@ impl Tokenizer {
             });
         }
         Self::open_file(spec, &path)
+    }
+
+    /// Like [`Tokenizer::open`], and `hf://OWNER/NAME[@REVISION]` is fetched into the cache of the
+    /// hub.
+    ///
+    /// # Errors
+    /// Those of [`Tokenizer::open`], and a repository that cannot be reached or has no tokenizer.
+    pub fn fetch(spec: &str, hub: &Hub) -> Result<Self, DataError> {
+        if is_remote(spec) {
+            return Ok(Self::open_file(spec, &hub.tokenizer(spec)?)?);
+        }
+        Ok(Self::open(spec)?)
     }
 
     fn open_file(spec: &str, path: &Path) -> Result<Self, TokenizerError> {
@@ -507,10 +514,6 @@ mod tests {
     #[test]
     fn wrong_specs_have_their_own_errors() {
         let error = |spec: &str| Tokenizer::open(spec).map(|_| ()).unwrap_err();
-        assert!(matches!(
-            error("hf://Qwen/Qwen3-30B-A3B"),
-            TokenizerError::Hub { .. }
-        ));
         assert!(matches!(
             error("no/such/file.json"),
             TokenizerError::NotFound { .. }

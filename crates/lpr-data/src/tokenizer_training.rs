@@ -15,6 +15,7 @@ use tokenizers::{
 
 use crate::documents::{ShardReader, shard_error};
 use crate::error::{DataError, TokenizerError};
+use crate::hub::Hub;
 use crate::position::Cursor;
 use crate::record::Content;
 use crate::source::{Shard, resolve};
@@ -48,6 +49,7 @@ pub fn train_tokenizer(
     text_column: &str,
     vocab_size: usize,
     sample_bytes: u64,
+    hub: &Hub,
 ) -> Result<TrainedTokenizer, DataError> {
     if vocab_size < MIN_VOCAB_SIZE {
         return Err(DataError::TooSmall {
@@ -56,7 +58,8 @@ pub fn train_tokenizer(
             min: MIN_VOCAB_SIZE,
         });
     }
-    let (shards, _) = resolve(sources)?;
+    let hub = hub.separate(Some(0));
+    let (shards, _) = resolve(sources, &hub)?;
     let num_shards = shards.len();
     let mut sample = Sample {
         shards: shards.into_iter(),
@@ -187,7 +190,7 @@ mod tests {
 
     fn synthetic(vocab_size: usize, sample_bytes: u64) -> Result<TrainedTokenizer, DataError> {
         let sources = ["builtin:synthetic".to_owned()];
-        train_tokenizer(&sources, "text", vocab_size, sample_bytes)
+        train_tokenizer(&sources, "text", vocab_size, sample_bytes, &Hub::default())
     }
 
     #[test]
@@ -238,7 +241,8 @@ mod tests {
     fn bad_and_empty_sources_are_refused() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("a.jsonl");
-        let train = || train_tokenizer(&[path.to_str().unwrap().to_owned()], "text", 300, 1000);
+        let sources = [path.to_str().unwrap().to_owned()];
+        let train = || train_tokenizer(&sources, "text", 300, 1000, &Hub::default());
         std::fs::write(&path, "{\"text\": \"\"}\n").unwrap();
         assert!(matches!(train(), Err(DataError::NoUsableDocuments { .. })));
         std::fs::write(&path, "{\"text\": \"good\"}\nbad\n").unwrap();

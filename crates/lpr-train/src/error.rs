@@ -160,6 +160,7 @@ impl TrainError {
             | Self::Io { .. }
             | Self::Output(_)
             | Self::Signals(_) => 1,
+            Self::Data(DataError::Interrupted) => Outcome::StoppedEarly.exit_code(),
             Self::Config(_)
             | Self::Usage(_)
             | Self::RunDir(

@@ -15,6 +15,7 @@ pub mod data_wait;
 pub mod error;
 pub mod eval;
 pub mod fault;
+pub mod hub;
 pub mod hugging_face;
 pub mod idle;
 pub mod liveness;

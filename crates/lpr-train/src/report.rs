@@ -9,12 +9,14 @@ use std::time::{Duration, Instant};
 
 use crate::config::hide_tokens;
 use crate::record::{EvalRecord, StepRecord};
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
 
+mod downloads;
 mod files;
 #[cfg(test)]
 mod tests;
 
+pub use downloads::Downloads;
 pub use files::{JsonLines, TextLog};
 
 /// How much a message matters.
@@ -47,6 +49,20 @@ impl Verbosity {
             Self::Normal => level >= Level::Info,
             Self::Verbose => true,
         }
+    }
+}
+
+/// The place on the terminal where progress bars share the lines, if there is one.
+#[derive(Clone, Default)]
+pub struct Bars(Option<MultiProgress>);
+
+impl Bars {
+    /// Bars on stderr, if it is a terminal that can move them and they are wanted.
+    pub fn stderr(verbosity: Verbosity) -> Self {
+        let dumb = std::env::var_os("TERM").is_some_and(|term| term == "dumb");
+        let visible = verbosity != Verbosity::Quiet && io::stderr().is_terminal() && !dumb;
+        let target = || ProgressDrawTarget::stderr_with_hz(4);
+        Self(visible.then(|| MultiProgress::with_draw_target(target())))
     }
 }
 
@@ -136,14 +152,9 @@ pub struct Console {
 
 impl Console {
     /// Reports on stderr the steps after `first_step` up to `total_steps`.
-    pub fn stderr(verbosity: Verbosity, first_step: u64, total_steps: u64) -> Self {
-        let dumb = std::env::var_os("TERM").is_some_and(|term| term == "dumb");
-        let visible = verbosity != Verbosity::Quiet && io::stderr().is_terminal() && !dumb;
-        let bar = visible.then(|| {
-            let bar = ProgressBar::with_draw_target(
-                Some(total_steps),
-                ProgressDrawTarget::stderr_with_hz(4),
-            );
+    pub fn stderr(verbosity: Verbosity, bars: &Bars, first_step: u64, total_steps: u64) -> Self {
+        let bar = bars.0.as_ref().map(|bars| {
+            let bar = bars.add(ProgressBar::new(total_steps));
             let style = ProgressStyle::with_template("[{bar:16}] {pos}/{len} eta {eta} {wide_msg}");
             let style = style.unwrap_or_else(|_| ProgressStyle::default_bar());
             bar.set_style(style.progress_chars("=> "));

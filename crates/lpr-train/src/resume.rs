@@ -116,6 +116,21 @@ pub fn open_run_dir(
     Ok(run_dir)
 }
 
+/// The configuration of the run that is to go on, as far as it can be read; whether it may is judged
+/// later.
+pub fn earlier_config(
+    args: &TrainArgs,
+    config: &RunConfig,
+    parent: Option<&Checkpoint>,
+) -> Option<RunConfig> {
+    let path = match args.resume() {
+        Resume::From(path) => path.join(session::CONFIG_FILE),
+        Resume::Latest => config.run_dir().join(crate::run_dir::CONFIG_FILE),
+        Resume::No => parent?.path().join(session::CONFIG_FILE),
+    };
+    RunConfig::load(&[path], &[]).ok()
+}
+
 /// Turns the configuration of a run into that of a branch which decays from `step` on, in a folder
 /// of its own, and returns the checkpoint where it leaves the run. The run itself is only read.
 ///

@@ -138,7 +138,7 @@ impl RunState {
 /// If it cannot be opened, or has more ids than `model.vocab_size`.
 pub fn open_tokenizer(config: &RunConfig) -> Result<Arc<Tokenizer>, TrainError> {
     fault::reached(Point::TokenizerOpen);
-    let tokenizer = Tokenizer::open(&config.data.tokenizer).map_err(lpr_data::DataError::from)?;
+    let tokenizer = Tokenizer::fetch(&config.data.tokenizer, &config.data.hub)?;
     let vocab_size = config.model.decoder().vocab_size;
     if tokenizer.vocab_size() > vocab_size {
         return Err(TrainError::Vocabulary {

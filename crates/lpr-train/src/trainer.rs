@@ -265,7 +265,10 @@ impl Trainer<'_> {
         if self.config.data.validation.is_empty() {
             return Ok(true);
         }
-        let mut loader = session::open_validation(self.config, &self.tokenizer)?;
+        let mut loader = match session::open_validation(self.config, &self.tokenizer) {
+            Err(TrainError::Data(DataError::Interrupted)) => return Ok(false),
+            loader => loader?,
+        };
         loader.interrupt_by(self.stop.flag());
         let stop = self.stop.clone();
         let max_tokens = self.config.eval.max_tokens;

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use lpr_data::{
-    DataConfig, DataError, DataLoader, DataPosition, FileReport, OnBadShard, Packing, Split,
+    DataConfig, DataError, DataLoader, DataPosition, FileReport, Hub, OnBadShard, Packing, Split,
     Tokenizer, TokenizerError, check_files,
 };
 use parquet::basic::{BrotliLevel, Compression, Encoding, GzipLevel, ZstdLevel};
@@ -105,7 +105,9 @@ fn check_report(report: &FileReport, expected: &Expected) {
 
 fn report(path: &Path) -> FileReport {
     let sources = [path.to_str().unwrap().to_owned()];
-    check_files(&sources, "text", None).unwrap().remove(0)
+    check_files(&sources, "text", None, &Hub::default())
+        .unwrap()
+        .remove(0)
 }
 
 /// The loader must agree with the report, whether it stops at bad data or skips it.
@@ -201,7 +203,7 @@ fn every_bad_file_is_named_with_its_fault_and_nothing_panics() {
     let renamed = folder.join("text_column_renamed_content.parquet");
     let sources = [renamed.to_str().unwrap().to_owned()];
     assert_eq!(
-        check_files(&sources, "content", None).unwrap()[0].documents,
+        check_files(&sources, "content", None, &Hub::default()).unwrap()[0].documents,
         60
     );
 }
@@ -234,7 +236,7 @@ fn one_bad_file_does_not_stop_the_check_of_the_others() {
     std::fs::write(folder.path().join("c.jsonl"), json_lines(&texts(0, 2))).unwrap();
     let tokenizer = Tokenizer::open("bytes").unwrap();
     let sources = [folder.path().to_str().unwrap().to_owned()];
-    let reports = check_files(&sources, "text", Some(&tokenizer)).unwrap();
+    let reports = check_files(&sources, "text", Some(&tokenizer), &Hub::default()).unwrap();
     let documents: Vec<u64> = reports.iter().map(|report| report.documents).collect();
     assert_eq!(documents, [3, 0, 2]);
     assert!(reports[1].error.is_some());

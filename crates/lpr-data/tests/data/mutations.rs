@@ -11,7 +11,7 @@ use std::sync::mpsc::channel;
 use std::time::{Duration, Instant};
 
 use lpr_data::{
-    DataConfig, DataError, DataLoader, DataPosition, OnBadShard, Packing, Split, Tokenizer,
+    DataConfig, DataError, DataLoader, DataPosition, Hub, OnBadShard, Packing, Split, Tokenizer,
     check_files, prepare,
 };
 use parquet::basic::{BrotliLevel, Compression, Encoding, GzipLevel, ZstdLevel};
@@ -194,7 +194,7 @@ fn count_documents(path: &str) -> Option<u64> {
 /// Reads a damaged file in both ways.
 fn read(path: &Path) {
     let path = path.to_str().unwrap();
-    let report = check_files(&[path.to_owned()], "text", None)
+    let report = check_files(&[path.to_owned()], "text", None, &Hub::default())
         .unwrap()
         .remove(0);
     let loaded = count_documents(path);

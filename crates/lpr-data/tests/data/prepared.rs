@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use lpr_data::{
-    DataConfig, DataError, DataLoader, DataPosition, OnBadShard, Packing, Prepared, Split,
+    DataConfig, DataError, DataLoader, DataPosition, Hub, OnBadShard, Packing, Prepared, Split,
     TokenBatch, Tokenizer, check_files, prepare,
 };
 
@@ -91,7 +91,7 @@ fn preparing_what_is_prepared_changes_nothing() {
         batches.map(|batch| batch.input_ids).collect()
     };
     assert_eq!(ids(&again), ids(&prepared));
-    let report = check_files(&again.train, "text", Some(&bytes())).unwrap();
+    let report = check_files(&again.train, "text", Some(&bytes()), &Hub::default()).unwrap();
     assert_eq!(
         (report[0].documents, report[0].tokens),
         (58, Some(found.tokens))
@@ -177,7 +177,7 @@ fn another_tokenizer_is_named_with_the_one_that_was_used() {
         let text = error.to_string();
         assert!(words.iter().all(|word| text.contains(word)), "{text}");
     }
-    let report = check_files(&prepared.train, "text", Some(&bytes())).unwrap();
+    let report = check_files(&prepared.train, "text", Some(&bytes()), &Hub::default()).unwrap();
     assert!(
         report[0].error.as_deref().unwrap().contains("0a1b2"),
         "{report:?}"
@@ -215,7 +215,7 @@ fn damaged_files_are_named_with_what_is_wrong() {
     let good = std::fs::read(&path).unwrap();
     let check = |bytes: &[u8], words: &str| {
         std::fs::write(&path, bytes).unwrap();
-        let report = check_files(&prepared.train, "text", None)
+        let report = check_files(&prepared.train, "text", None, &Hub::default())
             .unwrap()
             .remove(0);
         let error = report.error.unwrap();
@@ -250,7 +250,7 @@ fn damaged_files_are_named_with_what_is_wrong() {
     );
     std::fs::write(&path, &good).unwrap();
     assert_eq!(
-        check_files(&prepared.train, "text", None).unwrap()[0].error,
+        check_files(&prepared.train, "text", None, &Hub::default()).unwrap()[0].error,
         None
     );
 }

@@ -51,6 +51,11 @@ impl ParquetFile<'_> {
 
     /// Writes rows that need not be UTF-8.
     pub fn write_bytes(self, path: &Path, rows: &[Option<Vec<u8>>]) {
+        self.write_columns(path, std::slice::from_ref(&rows.to_vec()));
+    }
+
+    /// Writes the columns of the schema, all of the same length.
+    pub fn write_columns(self, path: &Path, columns: &[Vec<Option<Vec<u8>>>]) {
         let schema = format!(
             "message schema {{ REQUIRED INT64 token_count; {} }}",
             self.schema
@@ -59,27 +64,28 @@ impl ParquetFile<'_> {
         let properties = Arc::new(self.properties.build());
         let file = File::create(path).unwrap();
         let mut writer = SerializedFileWriter::new(file, schema, properties).unwrap();
-        for rows in rows.chunks(self.rows_per_group) {
+        let num_rows = columns[0].len();
+        for first in (0..num_rows).step_by(self.rows_per_group) {
+            let end = num_rows.min(first + self.rows_per_group);
             let mut group = writer.next_row_group().unwrap();
             let mut column = group.next_column().unwrap().unwrap();
-            let counts: Vec<i64> = (0..rows.len() as i64).collect();
+            let counts: Vec<i64> = (0..(end - first) as i64).collect();
             let typed = column.typed::<Int64Type>();
             typed.write_batch(&counts, None, None).unwrap();
             column.close().unwrap();
-            let mut column = group.next_column().unwrap().unwrap();
-            let max_level = column
-                .typed::<ByteArrayType>()
-                .get_descriptor()
-                .max_def_level();
-            let levels: Vec<i16> = rows
-                .iter()
-                .map(|row| if row.is_some() { max_level } else { 0 })
-                .collect();
-            let values: Vec<ByteArray> = rows.iter().flatten().cloned().map(Into::into).collect();
-            let levels = (max_level > 0).then_some(levels.as_slice());
-            let typed = column.typed::<ByteArrayType>();
-            typed.write_batch(&values, levels, None).unwrap();
-            column.close().unwrap();
+            for rows in columns {
+                let rows = &rows[first..end];
+                let mut column = group.next_column().unwrap().unwrap();
+                let typed = column.typed::<ByteArrayType>();
+                let max_level = typed.get_descriptor().max_def_level();
+                let level = |row: &Option<Vec<u8>>| if row.is_some() { max_level } else { 0 };
+                let levels: Vec<i16> = rows.iter().map(level).collect();
+                let values: Vec<ByteArray> =
+                    rows.iter().flatten().cloned().map(Into::into).collect();
+                let levels = (max_level > 0).then_some(levels.as_slice());
+                typed.write_batch(&values, levels, None).unwrap();
+                column.close().unwrap();
+            }
             group.close().unwrap();
         }
         writer.close().unwrap();

@@ -11,9 +11,10 @@ use crate::cli::EvalArgs;
 use crate::config::RunConfig;
 use crate::error::{Outcome, TrainError};
 use crate::eval::{Evaluation, evaluate};
+use crate::hub;
 use crate::logits_file;
 use crate::record::EvalSummary;
-use crate::report::{Verbosity, print_line, print_result};
+use crate::report::{Bars, Verbosity, print_line, print_result};
 use crate::session;
 use crate::signals::StopRequest;
 
@@ -53,6 +54,7 @@ pub fn run(args: &EvalArgs, verbosity: Verbosity) -> Result<Outcome, TrainError>
     config.eval.max_length = args.max_length.or(config.eval.max_length);
     config.eval.rows_per_batch = args.rows_per_batch.or(config.eval.rows_per_batch);
     config.eval.max_tokens = args.max_tokens.or(config.eval.max_tokens);
+    config.data.hub = hub::open(&stop, verbosity, &Bars::stderr(verbosity));
     let configs = evaluation_sets(&config, &args.data)?;
     let device = session::open_device(&config)?;
     let tokenizer = session::open_tokenizer(&config)?;

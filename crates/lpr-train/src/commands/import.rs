@@ -14,10 +14,11 @@ use crate::balance::LoadMetrics;
 use crate::cli::ImportArgs;
 use crate::config::RunConfig;
 use crate::error::{Outcome, TrainError};
+use crate::hub;
 use crate::hugging_face::{FolderError, config, folder, tokenizer};
 use crate::new_folder;
 use crate::optimizer::Optimizer;
-use crate::report::print_result;
+use crate::report::{Bars, Verbosity, print_result};
 use crate::router_swap::{LayerSwap, swap_routers};
 use crate::session::{self, RunState};
 use crate::signals::StopRequest;
@@ -180,6 +181,8 @@ fn swapped(
     } else if sample.data.validation.is_empty() {
         sample.data.validation = vec![PLACEHOLDER_SOURCE.to_owned()];
     }
+    let verbosity = Verbosity::default();
+    sample.data.hub = hub::open(stop, verbosity, &Bars::stderr(verbosity));
     let tokenizer = session::open_tokenizer(&sample)?;
     let loader = session::open_validation(&sample, &tokenizer)?;
     let num_tokens = args.sample_tokens.unwrap_or(SAMPLE_TOKENS);

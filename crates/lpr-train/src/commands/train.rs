@@ -3,19 +3,21 @@
 use std::fmt::Write as _;
 use std::sync::Arc;
 
+use burn::tensor::Device;
 use lpr_data::{DataLoader, DataPosition, Split, Tokenizer};
-use lpr_model::RouterConfig;
+use lpr_model::{CausalLm, RouterConfig};
 
 use super::config;
 use crate::checkpoint;
 use crate::cli::TrainArgs;
 use crate::config::RunConfig;
 use crate::error::{Outcome, TrainError};
+use crate::hub;
 use crate::liveness::Watch;
 use crate::optimizer::Optimizer;
 use crate::process;
 use crate::report::{
-    Console, JsonLines, Level, Reporter, Reporters, TextLog, Verbosity, print_result,
+    Bars, Console, JsonLines, Level, Reporter, Reporters, TextLog, Verbosity, print_result,
 };
 use crate::resume::{self, Notes, Origin};
 use crate::run_dir::RunDir;
@@ -40,8 +42,13 @@ pub fn run(args: &TrainArgs, verbosity: Verbosity) -> Result<Outcome, TrainError
     let save = SaveRequest::on_signal().map_err(TrainError::Signals)?;
     let device = session::open_device(&config)?;
     session::check_memory(&config)?;
-    let tokenizer = session::open_tokenizer(&config)?;
+    let bars = Bars::stderr(verbosity);
+    config.data.hub = hub::open(&stop, verbosity, &bars);
     let mut notes = Notes::new();
+    // A run that goes on stays on the commits it stood on.
+    let earlier = resume::earlier_config(args, &config, parent.as_ref());
+    hub::pin(&mut config, earlier.as_ref(), &mut notes)?;
+    let tokenizer = session::open_tokenizer(&config)?;
     let run_dir = resume::open_run_dir(args, &config, &mut notes)?;
     let origin = Origin::find(args, &config, &run_dir, parent.as_ref(), &mut notes)?;
     let mut loader = match &origin {
@@ -53,25 +60,10 @@ pub fn run(args: &TrainArgs, verbosity: Verbosity) -> Result<Outcome, TrainError
     loader.interrupt_by(stop.flag());
     notes.extend(space_warning(&run_dir, &config));
 
-    let fingerprint = loader.fingerprint().clone();
     let last_step = origin.as_ref().map(|origin| origin.checkpoint.step());
-    let autodiff = device.clone().autodiff();
-    let (model, optimizer, state) = if let Some(origin) = origin {
-        let state = RunState {
-            data: loader.position().clone(),
-            data_fingerprint: fingerprint,
-            ..origin.state
-        };
-        let model = session::load_model(&origin.checkpoint, &config, &autodiff)?;
-        let optimizer = session::load_optimizer(&origin.checkpoint, &config, &model, &state)?;
-        (model, optimizer, state)
-    } else {
-        let model = session::initial_model(&config, &autodiff);
-        let state = RunState::new(&config, fingerprint);
-        (model, Optimizer::new(&config.optimizer), state)
-    };
+    let (model, optimizer, state) = open_model(&config, origin, &loader, &device)?;
     run_dir.write_config(&config.to_toml())?;
-    let mut reporter = reporters(&run_dir, verbosity, last_step, config.total_steps())?;
+    let mut reporter = reporters(&run_dir, verbosity, &bars, last_step, config.total_steps())?;
     for (level, text) in &notes {
         reporter.message(*level, text);
     }
@@ -119,6 +111,30 @@ fn space_warning(run_dir: &RunDir, config: &RunConfig) -> Option<(Level, String)
     })
 }
 
+/// Weights, optimizer and state of the checkpoint, or those that a run starts with.
+fn open_model(
+    config: &RunConfig,
+    origin: Option<Origin>,
+    loader: &DataLoader,
+    device: &Device,
+) -> Result<(CausalLm, Optimizer, RunState), TrainError> {
+    let fingerprint = loader.fingerprint().clone();
+    let autodiff = device.clone().autodiff();
+    let Some(origin) = origin else {
+        let model = session::initial_model(config, &autodiff);
+        let state = RunState::new(config, fingerprint);
+        return Ok((model, Optimizer::new(&config.optimizer), state));
+    };
+    let state = RunState {
+        data: loader.position().clone(),
+        data_fingerprint: fingerprint,
+        ..origin.state
+    };
+    let model = session::load_model(&origin.checkpoint, config, &autodiff)?;
+    let optimizer = session::load_optimizer(&origin.checkpoint, config, &model, &state)?;
+    Ok((model, optimizer, state))
+}
+
 /// The training data from its start.
 fn open_data(config: &RunConfig, tokenizer: &Arc<Tokenizer>) -> Result<DataLoader, TrainError> {
     let rows = config.train.micro_batch_size;
@@ -136,6 +152,7 @@ fn open_data(config: &RunConfig, tokenizer: &Arc<Tokenizer>) -> Result<DataLoade
 fn reporters(
     run_dir: &RunDir,
     verbosity: Verbosity,
+    bars: &Bars,
     last_step: Option<u64>,
     total_steps: u64,
 ) -> Result<Reporters, TrainError> {
@@ -144,6 +161,7 @@ fn reporters(
     Ok(Reporters::new(vec![
         Box::new(Console::stderr(
             verbosity,
+            bars,
             last_step.unwrap_or(0),
             total_steps,
         )),

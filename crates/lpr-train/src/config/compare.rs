@@ -47,7 +47,7 @@ impl Differences {
 }
 
 /// Sections (with a dot at the end) and keys that may change.
-const NOTED: [&str; 22] = [
+const NOTED: [&str; 23] = [
     "optimizer.learning_rate",
     "optimizer.weight_decay",
     "optimizer.max_grad_norm",
@@ -70,6 +70,7 @@ const NOTED: [&str; 22] = [
     "data.validation",
     "data.on_bad_shard",
     "data.on_data_end",
+    "data.cache_limit_gb",
     "router.equiv_accum",
 ];
 /// Endings of router keys that may change, because they scale losses and change no shape.

@@ -8,6 +8,7 @@ use toml::Value;
 use super::layers::Node;
 use super::problem::Problem;
 use super::{EvalConfig, OptimizerConfig, RunConfig, TrainConfig};
+use crate::hub;
 use crate::schedule::ScheduleConfig;
 
 /// The rules that do not hold, placed where the key they name was set.
@@ -32,6 +33,7 @@ pub fn check(
     broken.extend(or_default(value, "train").iter().flat_map(train));
     broken.extend(section(value, "data").iter().filter_map(weights));
     if let (Some(data), Some(eval)) = (section(value, "data"), or_default(value, "eval")) {
+        broken.extend(addresses(&data));
         broken.extend(evaluation(&data, &eval));
     }
     broken.extend(config.and_then(run_length));
@@ -126,6 +128,24 @@ fn weights(data: &DataConfig) -> Option<ConfigProblem> {
     let reason = data.weights_problem()?;
     let message = format!("is {:?}: {reason}", data.weights);
     Some(ConfigProblem::new("data.weights", message))
+}
+
+/// What is on the network must at least be named.
+fn addresses(data: &DataConfig) -> Vec<ConfigProblem> {
+    let tokenizer = std::slice::from_ref(&data.tokenizer);
+    let lists = [
+        ("data.train", data.train.as_slice()),
+        ("data.validation", &data.validation),
+        ("data.tokenizer", tokenizer),
+    ];
+    let all = lists
+        .into_iter()
+        .flat_map(|(key, list)| list.iter().map(move |text| (key, text)));
+    all.filter_map(|(key, text)| {
+        let reason = hub::address_problem(text)?;
+        Some(ConfigProblem::new(key, reason))
+    })
+    .collect()
 }
 
 fn evaluation(data: &DataConfig, eval: &EvalConfig) -> Vec<ConfigProblem> {

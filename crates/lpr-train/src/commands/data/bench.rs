@@ -4,9 +4,7 @@ use std::fmt::Write as _;
 use std::sync::Arc;
 use std::time::Instant;
 
-use lpr_data::{
-    DataConfig, DataError, DataLoader, DataPosition, Packing, Split, Tokenizer, check_files,
-};
+use lpr_data::{DataConfig, DataLoader, DataPosition, Hub, Packing, Split, Tokenizer, check_files};
 use serde::Serialize;
 
 use crate::cli::DataBenchArgs;
@@ -50,8 +48,8 @@ struct Findings {
 ///
 /// # Errors
 /// Sources or a tokenizer that cannot be read.
-pub fn run(args: &DataBenchArgs) -> Result<Outcome, TrainError> {
-    let findings = measure(args)?;
+pub fn run(args: &DataBenchArgs, hub: &Hub) -> Result<Outcome, TrainError> {
+    let findings = measure(args, hub)?;
     let text = if args.json {
         serde_json::json!(findings).to_string()
     } else {
@@ -61,13 +59,14 @@ pub fn run(args: &DataBenchArgs) -> Result<Outcome, TrainError> {
     Ok(Outcome::Done)
 }
 
-fn measure(args: &DataBenchArgs) -> Result<Findings, TrainError> {
+fn measure(args: &DataBenchArgs, hub: &Hub) -> Result<Findings, TrainError> {
     let rss_before_mb = peak_mb();
-    let tokenizer = Tokenizer::open(&args.tokenizer).map_err(DataError::from)?;
+    let tokenizer = Tokenizer::fetch(&args.tokenizer, hub)?;
     let config = DataConfig {
         text_column: args.text_column.clone(),
         sequence_length: args.sequence_length,
         packing: args.packing,
+        hub: hub.clone(),
         ..DataConfig::new(args.data.clone())
     };
     let threads = args.threads.unwrap_or_else(DataLoader::default_workers);
@@ -90,7 +89,7 @@ fn measure(args: &DataBenchArgs) -> Result<Findings, TrainError> {
     let rss_peak_mb = peak_mb();
     let position = loader.position();
     // The loader does not count bytes; a second pass, not timed, does.
-    let reports = check_files(&args.data, &args.text_column, None)?;
+    let reports = check_files(&args.data, &args.text_column, None, hub)?;
     let bytes = reports.iter().map(|report| report.bytes).sum();
     let tokens = position.tokens as f64;
     let share = |part: u64| part as f64 / (part as f64 + tokens).max(1.0);
@@ -161,7 +160,7 @@ mod tests {
             sequence_length: 4,
             json: false,
         };
-        let found = measure(&args).expect("readable");
+        let found = measure(&args, &Hub::default()).expect("readable");
         assert_eq!((found.documents, found.bytes, found.rows), (2, 8, 2));
         assert_eq!((found.tokens, found.threads), (7, 2));
         assert!((found.padding_share - 1.0 / 8.0).abs() < 1e-12);

@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 
-use lpr_data::{DataError, FileReport, Tokenizer, check_files};
+use lpr_data::{FileReport, Hub, Tokenizer, check_files};
 
 use crate::cli::DataCheckArgs;
 use crate::error::{Outcome, TrainError};
@@ -13,8 +13,8 @@ use crate::report::print_result;
 /// # Errors
 /// A source that yields no file, or, after all files were read and reported, files that cannot be
 /// used.
-pub fn run(args: &DataCheckArgs) -> Result<Outcome, TrainError> {
-    let reports = check(args)?;
+pub fn run(args: &DataCheckArgs, hub: &Hub) -> Result<Outcome, TrainError> {
+    let reports = check(args, hub)?;
     let text = if args.json {
         json(&reports)
     } else {
@@ -39,13 +39,16 @@ fn verdict(reports: &[FileReport]) -> Result<Outcome, TrainError> {
     }
 }
 
-fn check(args: &DataCheckArgs) -> Result<Vec<FileReport>, TrainError> {
-    let tokenizer = args.tokenizer.as_deref().map(Tokenizer::open).transpose();
-    let tokenizer = tokenizer.map_err(DataError::from)?;
+fn check(args: &DataCheckArgs, hub: &Hub) -> Result<Vec<FileReport>, TrainError> {
+    let tokenizer = args.tokenizer.as_deref();
+    let tokenizer = tokenizer
+        .map(|spec| Tokenizer::fetch(spec, hub))
+        .transpose()?;
     Ok(check_files(
         &args.sources,
         &args.text_column,
         tokenizer.as_ref(),
+        hub,
     )?)
 }
 
@@ -99,7 +102,7 @@ mod tests {
         )
         .expect("written");
         let args = args(folder.path());
-        let reports = check(&args).expect("read");
+        let reports = check(&args, &Hub::default()).expect("read");
         let text = table(&reports);
         assert!(
             text.ends_with("a.jsonl: 1 documents, 1 skipped, 3 bytes, 3 tokens"),
@@ -111,7 +114,7 @@ mod tests {
             "{\"text\": \"two\"}\nnot json\n",
         )
         .expect("written");
-        let reports = check(&args).expect("read");
+        let reports = check(&args, &Hub::default()).expect("read");
         let text = table(&reports);
         assert!(
             text.contains("b.jsonl") && text.contains("\n  bad: "),
@@ -131,7 +134,7 @@ mod tests {
     fn sources_without_a_file_are_a_data_error() {
         let folder = tempfile::tempdir().expect("temporary folder");
         assert_eq!(
-            check(&args(folder.path()))
+            check(&args(folder.path()), &Hub::default())
                 .expect_err("nothing there")
                 .exit_code(),
             3

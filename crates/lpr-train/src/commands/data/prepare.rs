@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use lpr_data::{DataConfig, DataError, DataLoader, Prepared, Tokenizer, Warning, prepare};
+use lpr_data::{DataConfig, DataLoader, Hub, Prepared, Tokenizer, Warning, prepare};
 
 use crate::cli::DataPrepareArgs;
 use crate::error::{Outcome, TrainError};
@@ -15,9 +15,9 @@ use crate::signals::StopRequest;
 ///
 /// # Errors
 /// An output folder that is in use, sources or a tokenizer that cannot be read.
-pub fn run(args: &DataPrepareArgs, verbosity: Verbosity) -> Result<Outcome, TrainError> {
+pub fn run(args: &DataPrepareArgs, hub: &Hub, verbosity: Verbosity) -> Result<Outcome, TrainError> {
     let stop = StopRequest::on_signals().map_err(TrainError::Signals)?;
-    let Some(found) = prepare_folder(args, verbosity, &stop)? else {
+    let Some(found) = prepare_folder(args, hub, verbosity, &stop)? else {
         return Ok(Outcome::StoppedEarly);
     };
     let text = if args.json {
@@ -42,14 +42,16 @@ pub fn run(args: &DataPrepareArgs, verbosity: Verbosity) -> Result<Outcome, Trai
 /// Makes the folder; `None`, and no folder, if asked to stop.
 fn prepare_folder(
     args: &DataPrepareArgs,
+    hub: &Hub,
     verbosity: Verbosity,
     stop: &StopRequest,
 ) -> Result<Option<Prepared>, TrainError> {
     new_folder::check(&args.out)?;
-    let tokenizer = Arc::new(Tokenizer::open(&args.tokenizer).map_err(DataError::from)?);
+    let tokenizer = Arc::new(Tokenizer::fetch(&args.tokenizer, hub)?);
     let config = DataConfig {
         text_column: args.text_column.clone(),
         on_bad_shard: args.on_bad_shard,
+        hub: hub.clone(),
         ..DataConfig::new(args.sources.clone())
     };
     let threads = args.threads.unwrap_or_else(DataLoader::default_workers);
