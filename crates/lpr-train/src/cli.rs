@@ -7,6 +7,10 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
 
+mod lab;
+
+pub use lab::{CompareArgs, ReportArgs, WatchArgs};
+
 use crate::bench::Mode;
 use crate::bench::shape::BenchRouter;
 use crate::hugging_face::shards::ShardSize;
@@ -79,6 +83,10 @@ pub enum Command {
     Checkpoint(CheckpointCommand),
     /// Does a run that is killed and resumed end with the same bits? Exit code 1 if not.
     VerifyResume(VerifyResumeArgs),
+    /// Write a page with the figures, curves and experts of runs.
+    Report(ReportArgs),
+    /// Figures of runs side by side, and where their configurations differ.
+    Compare(CompareArgs),
     /// Check, measure and prepare data files; train a tokenizer on them.
     #[command(subcommand)]
     Data(DataCommand),

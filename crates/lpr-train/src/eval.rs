@@ -6,6 +6,7 @@ use lpr_model::CausalLm;
 
 use crate::balance::{BalanceError, LoadCounts};
 use crate::batch::MicroBatch;
+use crate::expert_tokens::TokenChoices;
 use crate::fault::{self, Point};
 use crate::load::DeviceLoad;
 use crate::record::{BalanceRecord, EvalSummary};
@@ -23,6 +24,8 @@ pub struct Evaluation {
     pub rows: u64,
     /// Exact counts per layer.
     pub loads: Vec<LoadCounts>,
+    /// Which experts took which tokens, on a sample of the data.
+    pub token_choices: TokenChoices,
     /// What the data loader had to say.
     pub warnings: Vec<String>,
 }
@@ -44,7 +47,7 @@ impl Evaluation {
         }
     }
 
-    /// Adds an evaluation of the same model on other data.
+    /// Adds an evaluation of the same model on other data; its sample of token choices is left out.
     pub fn add(&mut self, other: &Self) {
         self.cross_entropy += other.cross_entropy;
         self.targets += other.targets;
@@ -97,8 +100,10 @@ pub fn evaluate(
         }
         tokens = batch.position.tokens;
         let (num_targets, num_rows) = (batch.num_targets, batch.num_rows);
-        let batch = MicroBatch::new(&batch, device);
+        let read = batch;
+        let batch = MicroBatch::new(&read, device);
         let output = model.forward(&batch.input, None);
+        found.token_choices.add(&read, &output.routings);
         let cross_entropy = model.cross_entropy_sum(output.hidden_states, batch.targets.clone());
         let cross_entropy = f64::from(cross_entropy.into_scalar::<f32>());
         found.add_batch(cross_entropy, num_targets, num_rows);

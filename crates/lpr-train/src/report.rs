@@ -8,6 +8,7 @@ use std::io::{self, IsTerminal, Write};
 use std::time::{Duration, Instant};
 
 use crate::config::hide_tokens;
+use crate::expert_tokens::ExpertTokens;
 use crate::record::{EvalRecord, StepRecord};
 use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
 
@@ -17,7 +18,7 @@ mod files;
 mod tests;
 
 pub use downloads::Downloads;
-pub use files::{JsonLines, TextLog};
+pub use files::{ExpertTokensFile, JsonLines, TextLog};
 
 /// How much a message matters.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -74,6 +75,9 @@ pub trait Reporter {
     /// An evaluation.
     fn evaluation(&mut self, record: &EvalRecord);
 
+    /// What the experts took in the evaluation just told.
+    fn expert_tokens(&mut self, _found: &ExpertTokens) {}
+
     /// Anything else, in words.
     fn message(&mut self, level: Level, text: &str);
 
@@ -125,6 +129,10 @@ impl Reporter for Reporters {
 
     fn evaluation(&mut self, record: &EvalRecord) {
         self.each(|reporter| reporter.evaluation(record));
+    }
+
+    fn expert_tokens(&mut self, found: &ExpertTokens) {
+        self.each(|reporter| reporter.expert_tokens(found));
     }
 
     fn message(&mut self, level: Level, text: &str) {

@@ -5,12 +5,13 @@
 //! it locked.
 
 use std::fs::{self, File, TryLockError};
-use std::io::{self, BufRead, BufReader};
+use std::io::{self, BufRead, BufReader, Write};
 use std::path::{Component, Path, PathBuf};
 
 use thiserror::Error;
 
 use crate::checkpoint::{self, CheckpointError, LATEST_FILE, Manifest};
+use crate::environment::Environment;
 use crate::fault::{self, Point};
 use crate::{atomic_file, clock};
 use owner::{Owner, read_owner, seems_alive, takeover_warning, write_owner};
@@ -25,6 +26,12 @@ pub const CONFIG_FILE: &str = "config.resolved.toml";
 pub const METRICS_FILE: &str = "metrics.jsonl";
 /// Name of the file with what was printed.
 pub const LOG_FILE: &str = "log.txt";
+/// Name of the file that says which program and machine made the run.
+pub const ENVIRONMENT_FILE: &str = "environment.json";
+/// Name of the file with what the experts took in the newest evaluation.
+pub const EXPERT_TOKENS_FILE: &str = "expert_tokens.json";
+/// Name of the page with figures and plots.
+pub const REPORT_FILE: &str = "report.html";
 /// Name of the folder of checkpoints.
 pub const CHECKPOINTS_FOLDER: &str = "checkpoints";
 /// Why a folder cannot be used for a run.
@@ -210,6 +217,16 @@ impl RunDir {
         let path = self.path.join(CONFIG_FILE);
         atomic_file::replace(&path, |out| out.write_all(text.as_bytes()))
             .map_err(RunDirError::io(&path))
+    }
+
+    /// Replaces `environment.json`.
+    ///
+    /// # Errors
+    /// [`RunDirError::Io`].
+    pub fn write_environment(&self, environment: &Environment) -> Result<(), RunDirError> {
+        let path = self.path.join(ENVIRONMENT_FILE);
+        let write = |out: &mut dyn Write| Ok(serde_json::to_writer_pretty(out, environment)?);
+        atomic_file::replace(&path, write).map_err(RunDirError::io(&path))
     }
 
     /// Opens `metrics.jsonl` for appending, keeping only the complete lines of steps up to

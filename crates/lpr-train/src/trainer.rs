@@ -289,6 +289,10 @@ impl Trainer<'_> {
         };
         self.state.add_evaluation(&record);
         self.reporter.evaluation(&record);
+        let tokens = found
+            .token_choices
+            .summary(self.state.step, &self.tokenizer);
+        self.reporter.expert_tokens(&tokens);
         Ok(true)
     }
 

@@ -144,9 +144,18 @@ fn invalid(text: String) -> io::Error {
 /// If the file cannot be read, is not a safetensors file, or holds another type of number or one that
 /// is not finite.
 pub fn read(path: &Path) -> io::Result<TensorMap> {
+    read_where(path, |_| true)
+}
+
+/// As [`read`], only the arrays with a `wanted` name.
+///
+/// # Errors
+/// Those of [`read`].
+pub fn read_where(path: &Path, wanted: impl Fn(&str) -> bool) -> io::Result<TensorMap> {
     let bytes = std::fs::read(path)?;
     let file = SafeTensors::deserialize(&bytes).map_err(|e| invalid(e.to_string()))?;
     file.iter()
+        .filter(|(name, _)| wanted(name))
         .map(|(name, view)| {
             if view.dtype() != Dtype::F32 {
                 return Err(invalid(format!(

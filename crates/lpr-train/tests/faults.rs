@@ -70,10 +70,10 @@ const CRASHES: [&str; 24] = [
     "save-rename:2",
     "save-parent-sync:2",
     "save-latest:2",
-    "replace-write:3",
-    "replace-sync:3",
-    "replace-rename:3",
-    "replace-folder-sync:3",
+    "replace-write:5",
+    "replace-sync:5",
+    "replace-rename:5",
+    "replace-folder-sync:5",
     "prune-list:2",
     "prune-rename:1",
     "prune-remove:1",
@@ -161,7 +161,7 @@ fn a_save_that_fails_is_told_and_training_goes_on() {
         "save-manifest:2:enospc",
         "save-rename:2:denied",
         "save-latest:2:enospc",
-        "replace-sync:3:eio",
+        "replace-sync:5:eio",
     ] {
         let name = fault.replace(':', "-");
         let output = with_fault(&setup, &name, fault, &[]);

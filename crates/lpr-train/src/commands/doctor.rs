@@ -9,6 +9,7 @@ use super::config;
 use crate::batch::MicroBatch;
 use crate::cli::DoctorArgs;
 use crate::config::DEVICE_NAMES;
+use crate::environment::Environment;
 use crate::error::{Outcome, TrainError};
 use crate::liveness::{Liveness, Strictness, probe_rows};
 use crate::memory;
@@ -19,14 +20,13 @@ use crate::step::StepPlan;
 /// What `doctor` found.
 #[derive(Debug, Serialize)]
 struct Findings {
-    version: &'static str,
+    #[serde(flatten)]
+    environment: Environment,
     devices: [&'static str; session::DEVICES.len()],
     /// What configurations may name and this build does not have.
     not_compiled_in: Vec<&'static str>,
     /// Memory that can be had, in bytes; absent where the system does not tell.
     available_memory: Option<u64>,
-    cpu_kernels: String,
-    cpu_threads: usize,
     /// Present with `--config`.
     #[serde(flatten)]
     balancers: Option<Liveness>,
@@ -43,15 +43,13 @@ pub fn run(args: &DoctorArgs) -> Result<Outcome, TrainError> {
         Some(probe_balancers(args)?)
     };
     let findings = Findings {
-        version: env!("CARGO_PKG_VERSION"),
+        environment: Environment::here(),
         devices: session::DEVICES,
         not_compiled_in: DEVICE_NAMES
             .into_iter()
             .filter(|name| !session::DEVICES.contains(name))
             .collect(),
         available_memory: memory::available(),
-        cpu_kernels: format!("{:?}", lpr_kernels::instruction_set()),
-        cpu_threads: std::thread::available_parallelism().map_or(1, usize::from),
         balancers,
     };
     let text = if args.json {
@@ -91,12 +89,12 @@ fn probe_balancers(args: &DoctorArgs) -> Result<Liveness, TrainError> {
 fn table(findings: &Findings) -> String {
     let mut text = format!(
         "lpr-train {}\ndevices      {}; not compiled in: {}\nmemory       {}\ncpu kernels  {} on {} threads",
-        findings.version,
+        findings.environment.version,
         findings.devices.join(", "),
         findings.not_compiled_in.join(", "),
         (findings.available_memory).map_or_else(|| "unknown".to_owned(), memory::gib),
-        findings.cpu_kernels,
-        findings.cpu_threads
+        findings.environment.cpu_kernels,
+        findings.environment.cpu_threads
     );
     if let Some(balancers) = &findings.balancers {
         for (found, verdict) in balancers.verdicts(Strictness::Initial) {

@@ -10,6 +10,7 @@ pub mod eval;
 pub mod export;
 pub mod import;
 pub mod replay;
+pub mod report;
 mod train;
 pub mod verify_resume;
 
@@ -33,6 +34,8 @@ pub fn run(cli: Cli) -> Result<Outcome, TrainError> {
         Command::Estimate(args) => estimate::run(&args),
         Command::Checkpoint(command) => checkpoint::run(&command),
         Command::VerifyResume(args) => verify_resume::run(&args),
+        Command::Report(args) => report::report(&args),
+        Command::Compare(args) => report::compare(&args),
         Command::Data(command) => data::run(&command, verbosity),
         Command::Config(command) => config::run(&command),
     }

@@ -7,20 +7,22 @@ use burn::tensor::Device;
 use lpr_data::{DataLoader, DataPosition, Split, Tokenizer};
 use lpr_model::{CausalLm, RouterConfig};
 
-use super::config;
+use super::{config, report};
 use crate::checkpoint;
 use crate::cli::TrainArgs;
 use crate::config::RunConfig;
+use crate::environment::Environment;
 use crate::error::{Outcome, TrainError};
 use crate::hub;
 use crate::liveness::Watch;
 use crate::optimizer::Optimizer;
 use crate::process;
 use crate::report::{
-    Bars, Console, JsonLines, Level, Reporter, Reporters, TextLog, Verbosity, print_result,
+    Bars, Console, ExpertTokensFile, JsonLines, Level, Reporter, Reporters, TextLog, Verbosity,
+    print_result,
 };
 use crate::resume::{self, Notes, Origin};
-use crate::run_dir::RunDir;
+use crate::run_dir::{REPORT_FILE, RunDir};
 use crate::saver::Saver;
 use crate::session::{self, EvalPoint, RunState};
 use crate::signals::{SaveRequest, StopRequest};
@@ -63,6 +65,7 @@ pub fn run(args: &TrainArgs, verbosity: Verbosity) -> Result<Outcome, TrainError
     let last_step = origin.as_ref().map(|origin| origin.checkpoint.step());
     let (model, optimizer, state) = open_model(&config, origin, &loader, &device)?;
     run_dir.write_config(&config.to_toml())?;
+    run_dir.write_environment(&Environment::here())?;
     let mut reporter = reporters(&run_dir, verbosity, &bars, last_step, config.total_steps())?;
     for (level, text) in &notes {
         reporter.message(*level, text);
@@ -80,9 +83,14 @@ pub fn run(args: &TrainArgs, verbosity: Verbosity) -> Result<Outcome, TrainError
         save: save.or_file_in(run_dir.path()),
         watch: Watch::new(&config),
     };
-    let outcome = trainer.run(model)?;
+    let outcome = trainer.run(model);
     let state = trainer.state;
+    // A run that failed is the one to look at most closely.
+    if let Err(error) = report::write_for(run_dir.path()) {
+        reporter.message(Level::Warning, &format!("no {REPORT_FILE}: {error}"));
+    }
     drop(reporter);
+    let outcome = outcome?;
     if outcome == Outcome::Done && verbosity != Verbosity::Quiet {
         // Everything is in the run folder; that the terminal has gone does not make it a failure.
         let _ = print_result(&summary(args, &config, &run_dir, &state));
@@ -167,6 +175,7 @@ fn reporters(
         )),
         Box::new(JsonLines::new(run_dir.metrics(), metrics)),
         Box::new(TextLog::new(log)),
+        Box::new(ExpertTokensFile::new(run_dir.path())),
     ]))
 }
 

@@ -2,16 +2,17 @@
 
 use std::fs::File;
 use std::io::Write;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
 use super::{Level, Reporter, evaluation_summary, step_summary};
-use crate::clock;
 use crate::config::hide_tokens;
+use crate::expert_tokens::ExpertTokens;
 use crate::fault::{self, Point};
 use crate::record::{EvalRecord, StepRecord};
-use crate::run_dir::{LOG_FILE, METRICS_FILE, reopen_metrics};
+use crate::run_dir::{EXPERT_TOKENS_FILE, LOG_FILE, METRICS_FILE, reopen_metrics};
+use crate::{atomic_file, clock};
 
 /// A file that gets whole lines or nothing, and remembers its first failure.
 struct LineFile {
@@ -101,6 +102,41 @@ impl Reporter for JsonLines {
 
     fn take_failure(&mut self) -> Option<String> {
         self.lines.failure.take()
+    }
+}
+
+/// `expert_tokens.json`: what the experts took in the newest evaluation.
+pub struct ExpertTokensFile {
+    path: PathBuf,
+    failure: Option<String>,
+}
+
+impl ExpertTokensFile {
+    /// Replaces the file in the folder of a run.
+    pub fn new(run: &Path) -> Self {
+        Self {
+            path: run.join(EXPERT_TOKENS_FILE),
+            failure: None,
+        }
+    }
+}
+
+impl Reporter for ExpertTokensFile {
+    fn step(&mut self, _record: &StepRecord) {}
+
+    fn evaluation(&mut self, _record: &EvalRecord) {}
+
+    fn expert_tokens(&mut self, found: &ExpertTokens) {
+        let write = |out: &mut dyn Write| Ok(serde_json::to_writer(out, found)?);
+        if let Err(error) = atomic_file::replace(&self.path, write) {
+            self.failure = Some(format!("cannot write {EXPERT_TOKENS_FILE}: {error}"));
+        }
+    }
+
+    fn message(&mut self, _level: Level, _text: &str) {}
+
+    fn take_failure(&mut self) -> Option<String> {
+        self.failure.take()
     }
 }
 
