@@ -1,7 +1,7 @@
 //! Files that are either the old or the new content after a crash, never something between.
 
 use std::fs::{self, File};
-use std::io::{self, Write};
+use std::io::{self, BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
 
 use crate::fault::{self, Point};
@@ -47,6 +47,31 @@ where
     written?;
     fault::at(Point::ReplaceFolderSync)?;
     sync_folder(&folder)
+}
+
+/// Opens a file of lines for appending, after dropping half a line at its end and those that are
+/// not to be kept.
+///
+/// # Errors
+/// Those of the file system; the old file is then untouched.
+pub fn open_lines(path: &Path, keep: impl Fn(&[u8]) -> bool) -> io::Result<File> {
+    match File::open(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        file => {
+            let mut reader = BufReader::new(file?);
+            replace(path, |out| {
+                let mut line = Vec::new();
+                while reader.read_until(b'\n', &mut line)? > 0 {
+                    if line.ends_with(b"\n") && keep(&line) {
+                        out.write_all(&line)?;
+                    }
+                    line.clear();
+                }
+                Ok(())
+            })?;
+        }
+    }
+    File::options().append(true).create(true).open(path)
 }
 
 /// The folder that holds `path`, `.` for a bare name.

@@ -87,6 +87,8 @@ pub enum Command {
     Report(ReportArgs),
     /// Figures of runs side by side, and where their configurations differ.
     Compare(CompareArgs),
+    /// Follow a run from another terminal until it ends.
+    Watch(WatchArgs),
     /// Check, measure and prepare data files; train a tokenizer on them.
     #[command(subcommand)]
     Data(DataCommand),
@@ -107,6 +109,10 @@ pub struct ConfigArgs {
 }
 
 /// Arguments of `train`.
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "each is a flag of the command line"
+)]
 #[derive(Clone, Debug, Default, Args)]
 pub struct TrainArgs {
     /// The configuration.
@@ -135,6 +141,9 @@ pub struct TrainArgs {
     /// Print the resolved configuration and what would be done, and stop.
     #[arg(long)]
     pub dry_run: bool,
+    /// Show the load of every expert as bars, a line per layer, at each logged step.
+    #[arg(long)]
+    pub watch: bool,
 }
 
 /// Whether and from where a run continues.

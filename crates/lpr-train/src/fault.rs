@@ -33,6 +33,10 @@ pub enum Point {
     MetricsWrite,
     /// Appending a line to log.txt.
     LogWrite,
+    /// Appending a row to a CSV file.
+    CsvWrite,
+    /// Appending to an event file of `TensorBoard`.
+    EventsWrite,
     /// Writing a small file's temporary sibling: `latest`, the configuration, metrics to keep.
     ReplaceWrite,
     /// Making that sibling durable.

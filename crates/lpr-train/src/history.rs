@@ -209,6 +209,25 @@ impl History {
     /// If it is not the folder of a run, or its metrics cannot be read. What else is missing or
     /// damaged is listed in [`Self::problems`].
     pub fn read(folder: &Path) -> Result<Self, TrainError> {
+        let mut history = Self::read_records(folder)?;
+        history.config = history.read_text(&folder.join(CONFIG_FILE));
+        let environment = history.read_text(&folder.join(ENVIRONMENT_FILE));
+        history.environment = history
+            .parse(ENVIRONMENT_FILE, &environment)
+            .unwrap_or_default();
+        if folder.join(EXPERT_TOKENS_FILE).is_file() {
+            let text = history.read_text(&folder.join(EXPERT_TOKENS_FILE));
+            history.expert_tokens = history.parse(EXPERT_TOKENS_FILE, &text);
+        }
+        history.read_checkpoint(&folder.join(CHECKPOINTS_FOLDER));
+        Ok(history)
+    }
+
+    /// Like [`Self::read`], the records of `metrics.jsonl` only.
+    ///
+    /// # Errors
+    /// If it is not the folder of a run, or its metrics cannot be read.
+    pub fn read_records(folder: &Path) -> Result<Self, TrainError> {
         let metrics = folder.join(METRICS_FILE);
         if !metrics.is_file() {
             return Err(TrainError::Usage(format!(
@@ -223,16 +242,6 @@ impl History {
         history
             .read_metrics(&metrics)
             .map_err(|error| TrainError::io(&metrics, error))?;
-        history.config = history.read_text(&folder.join(CONFIG_FILE));
-        let environment = history.read_text(&folder.join(ENVIRONMENT_FILE));
-        history.environment = history
-            .parse(ENVIRONMENT_FILE, &environment)
-            .unwrap_or_default();
-        if folder.join(EXPERT_TOKENS_FILE).is_file() {
-            let text = history.read_text(&folder.join(EXPERT_TOKENS_FILE));
-            history.expert_tokens = history.parse(EXPERT_TOKENS_FILE, &text);
-        }
-        history.read_checkpoint(&folder.join(CHECKPOINTS_FOLDER));
         Ok(history)
     }
 
@@ -409,12 +418,12 @@ mod tests {
         assert_eq!((point.step, point.value("loss_ce")), (3, 2.5));
         assert!(point.values["aux.kl"].is_nan() && point.value("absent").is_nan());
         assert_eq!(point.layers[0].counts, [1, 2]);
-        assert_eq!(point.layers[0].values["gini"], 0.5);
+        assert_eq!(point.layers[0].values.get("gini"), Some(&0.5));
         let evaluation = r#"{"step":3,"wall_time":1.0,"eval":{"loss":2.0}}"#;
         let Some(Line::Evaluation(point)) = Line::parse(evaluation) else {
             panic!("an evaluation")
         };
-        assert_eq!(point.value("loss"), 2.0);
+        assert_eq!(point.values.get("loss"), Some(&2.0));
         assert_eq!(Line::parse(r#"{"step":3,"event":"x"}"#), Some(Line::Other));
         assert_eq!(Line::parse(r#"{"step":3,"loss_ce""#), None);
     }

@@ -1,6 +1,8 @@
 //! What a run says about itself: one record per logged step and per evaluation, with the keys of
 //! `metrics.jsonl`.
 
+pub mod scalars;
+
 use lpr_data::DataPosition;
 use serde::ser::SerializeMap;
 use serde::{Serialize, Serializer};

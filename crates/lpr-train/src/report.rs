@@ -12,13 +12,18 @@ use crate::expert_tokens::ExpertTokens;
 use crate::record::{EvalRecord, StepRecord};
 use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
 
+mod csv;
 mod downloads;
 mod files;
+pub mod spark;
+mod tensorboard;
 #[cfg(test)]
 mod tests;
 
+pub use csv::{Csv, EVAL_FILE, TRAIN_FILE};
 pub use downloads::Downloads;
 pub use files::{ExpertTokensFile, JsonLines, TextLog};
+pub use tensorboard::{EVENTS_PREFIX, TensorBoard};
 
 /// How much a message matters.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -156,6 +161,7 @@ pub struct Console {
     first_step: u64,
     total_steps: u64,
     start: Instant,
+    shows_experts: bool,
 }
 
 impl Console {
@@ -189,7 +195,15 @@ impl Console {
             first_step,
             total_steps,
             start: Instant::now(),
+            shows_experts: false,
         }
+    }
+
+    /// The same; with `shows_experts` a line of bars per layer follows each logged step.
+    #[must_use]
+    pub fn with_experts(mut self, shows_experts: bool) -> Self {
+        self.shows_experts = shows_experts;
+        self
     }
 
     fn line(&mut self, text: &str) {
@@ -220,6 +234,13 @@ impl Reporter for Console {
                 step_summary(record),
                 record.lr
             ));
+        }
+        if self.shows_experts && self.verbosity.shows(Level::Info) {
+            let layers = record.balance.layers.iter();
+            let loads = layers.map(|layer| (&layer.counts[..], layer.gini, layer.min_max_ratio));
+            for line in spark::layers(loads) {
+                self.line(&line);
+            }
         }
     }
 

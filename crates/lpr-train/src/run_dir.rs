@@ -5,7 +5,7 @@
 //! it locked.
 
 use std::fs::{self, File, TryLockError};
-use std::io::{self, BufRead, BufReader, Write};
+use std::io::{self, Write};
 use std::path::{Component, Path, PathBuf};
 
 use thiserror::Error;
@@ -18,22 +18,12 @@ use owner::{Owner, read_owner, seems_alive, takeover_warning, write_owner};
 
 mod owner;
 
-/// Name of the lock file.
-pub const LOCK_FILE: &str = "lock";
-/// Name of the file with every key of the configuration.
-pub const CONFIG_FILE: &str = "config.resolved.toml";
-/// Name of the file with one JSON object per logged step.
-pub const METRICS_FILE: &str = "metrics.jsonl";
-/// Name of the file with what was printed.
-pub const LOG_FILE: &str = "log.txt";
-/// Name of the file that says which program and machine made the run.
-pub const ENVIRONMENT_FILE: &str = "environment.json";
-/// Name of the file with what the experts took in the newest evaluation.
-pub const EXPERT_TOKENS_FILE: &str = "expert_tokens.json";
-/// Name of the page with figures and plots.
-pub const REPORT_FILE: &str = "report.html";
-/// Name of the folder of checkpoints.
-pub const CHECKPOINTS_FOLDER: &str = "checkpoints";
+mod names;
+
+pub use names::{
+    CHECKPOINTS_FOLDER, CONFIG_FILE, ENVIRONMENT_FILE, EXPERT_TOKENS_FILE, LOCK_FILE, LOG_FILE,
+    METRICS_FILE, REPORT_FILE,
+};
 /// Why a folder cannot be used for a run.
 #[derive(Debug, Error)]
 pub enum RunDirError {
@@ -372,29 +362,23 @@ fn remove_checkpoints(folder: &Path) -> Result<(), RunDirError> {
 /// # Errors
 /// Those of the file system.
 pub fn reopen_metrics(path: &Path, last_step: Option<u64>) -> io::Result<File> {
-    truncate_metrics(path, last_step)?;
-    File::options().append(true).create(true).open(path)
+    let step =
+        |line: &[u8]| serde_json::from_slice::<serde_json::Value>(line).ok()?["step"].as_u64();
+    atomic_file::open_lines(path, |line| {
+        step(line).is_some_and(|step| last_step.is_some_and(|last| step <= last))
+    })
 }
 
-fn truncate_metrics(path: &Path, last_step: Option<u64>) -> io::Result<()> {
-    let mut reader = match File::open(path) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-        file => BufReader::new(file?),
+/// Whether a process writes into the folder of a run; `None` if it is no such folder.
+///
+/// # Errors
+/// Those of the file system.
+pub fn is_in_use(path: &Path) -> io::Result<Option<bool>> {
+    let mut lock = match File::open(path.join(LOCK_FILE)) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        lock => lock?,
     };
-    atomic_file::replace(path, |out| {
-        let mut line = Vec::new();
-        while reader.read_until(b'\n', &mut line)? > 0 {
-            let complete = line.ends_with(b"\n");
-            let step = serde_json::from_slice(&line)
-                .ok()
-                .and_then(|line: serde_json::Value| line["step"].as_u64());
-            if complete && step.is_some_and(|step| last_step.is_some_and(|last| step <= last)) {
-                out.write_all(&line)?;
-            }
-            line.clear();
-        }
-        Ok(())
-    })
+    Ok(read_owner(&mut lock)?.map(|owner| seems_alive(&owner)))
 }
 
 #[cfg(test)]

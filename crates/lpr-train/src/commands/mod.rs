@@ -13,6 +13,7 @@ pub mod replay;
 pub mod report;
 mod train;
 pub mod verify_resume;
+pub mod watch;
 
 use crate::cli::{Cli, Command};
 use crate::error::{Outcome, TrainError};
@@ -36,6 +37,7 @@ pub fn run(cli: Cli) -> Result<Outcome, TrainError> {
         Command::VerifyResume(args) => verify_resume::run(&args),
         Command::Report(args) => report::report(&args),
         Command::Compare(args) => report::compare(&args),
+        Command::Watch(args) => watch::run(&args),
         Command::Data(command) => data::run(&command, verbosity),
         Command::Config(command) => config::run(&command),
     }

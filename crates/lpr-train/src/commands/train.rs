@@ -10,7 +10,7 @@ use lpr_model::{CausalLm, RouterConfig};
 use super::{config, report};
 use crate::checkpoint;
 use crate::cli::TrainArgs;
-use crate::config::RunConfig;
+use crate::config::{RunConfig, Sink};
 use crate::environment::Environment;
 use crate::error::{Outcome, TrainError};
 use crate::hub;
@@ -18,8 +18,8 @@ use crate::liveness::Watch;
 use crate::optimizer::Optimizer;
 use crate::process;
 use crate::report::{
-    Bars, Console, ExpertTokensFile, JsonLines, Level, Reporter, Reporters, TextLog, Verbosity,
-    print_result,
+    Bars, Console, Csv, ExpertTokensFile, JsonLines, Level, Reporter, Reporters, TensorBoard,
+    TextLog, Verbosity, print_result,
 };
 use crate::resume::{self, Notes, Origin};
 use crate::run_dir::{REPORT_FILE, RunDir};
@@ -66,7 +66,10 @@ pub fn run(args: &TrainArgs, verbosity: Verbosity) -> Result<Outcome, TrainError
     let (model, optimizer, state) = open_model(&config, origin, &loader, &device)?;
     run_dir.write_config(&config.to_toml())?;
     run_dir.write_environment(&Environment::here())?;
-    let mut reporter = reporters(&run_dir, verbosity, &bars, last_step, config.total_steps())?;
+    let first_step = last_step.unwrap_or(0);
+    let console = Console::stderr(verbosity, &bars, first_step, config.total_steps());
+    let console = console.with_experts(args.watch);
+    let mut reporter = reporters(&run_dir, console, last_step, &config.log.sinks)?;
     for (level, text) in &notes {
         reporter.message(*level, text);
     }
@@ -159,24 +162,27 @@ fn open_data(config: &RunConfig, tokenizer: &Arc<Tokenizer>) -> Result<DataLoade
 
 fn reporters(
     run_dir: &RunDir,
-    verbosity: Verbosity,
-    bars: &Bars,
+    console: Console,
     last_step: Option<u64>,
-    total_steps: u64,
+    sinks: &[Sink],
 ) -> Result<Reporters, TrainError> {
-    let metrics = run_dir.open_metrics(last_step)?;
-    let log = run_dir.open_log()?;
-    Ok(Reporters::new(vec![
-        Box::new(Console::stderr(
-            verbosity,
-            bars,
-            last_step.unwrap_or(0),
-            total_steps,
-        )),
+    let (metrics, log) = (run_dir.open_metrics(last_step)?, run_dir.open_log()?);
+    let mut list: Vec<Box<dyn Reporter>> = vec![
+        Box::new(console),
         Box::new(JsonLines::new(run_dir.metrics(), metrics)),
         Box::new(TextLog::new(log)),
         Box::new(ExpertTokensFile::new(run_dir.path())),
-    ]))
+    ];
+    let to_io = |error| TrainError::io(run_dir.path(), error);
+    for sink in sinks {
+        list.push(match sink {
+            Sink::Tensorboard => {
+                Box::new(TensorBoard::new(run_dir.path(), last_step).map_err(to_io)?)
+            }
+            Sink::Csv => Box::new(Csv::new(run_dir.path(), last_step).map_err(to_io)?),
+        });
+    }
+    Ok(Reporters::new(list))
 }
 
 /// What a finished run prints: figures before and after, where things are, what to try next.

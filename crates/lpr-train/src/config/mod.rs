@@ -211,6 +211,16 @@ pub struct EvalConfig {
     pub rows_per_batch: Option<usize>,
 }
 
+/// Where records go besides `metrics.jsonl` and the terminal.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Sink {
+    /// Event files that `TensorBoard` reads.
+    Tensorboard,
+    /// `train.csv` and `eval.csv`.
+    Csv,
+}
+
 /// The `[log]` section.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
@@ -218,11 +228,16 @@ pub struct LogConfig {
     /// Report every so many steps; expert counts are exact over the same window.
     #[schemars(range(min = 1, max = 1_000_000_000_000_u64))]
     pub every_steps: u64,
+    /// Where records go besides `metrics.jsonl` and the terminal.
+    pub sinks: Vec<Sink>,
 }
 
 impl Default for LogConfig {
     fn default() -> Self {
-        Self { every_steps: 10 }
+        Self {
+            every_steps: 10,
+            sinks: vec![Sink::Tensorboard],
+        }
     }
 }
 

@@ -14,8 +14,8 @@ use crate::record::{EvalRecord, StepRecord};
 use crate::run_dir::{EXPERT_TOKENS_FILE, LOG_FILE, METRICS_FILE, reopen_metrics};
 use crate::{atomic_file, clock};
 
-/// A file that gets whole lines or nothing, and remembers its first failure.
-struct LineFile {
+/// A file that gets whole records or nothing, and remembers its first failure.
+pub(super) struct WholeWrites {
     name: &'static str,
     point: Point,
     file: File,
@@ -23,8 +23,9 @@ struct LineFile {
     failure: Option<String>,
 }
 
-impl LineFile {
-    fn new(name: &'static str, point: Point, file: File) -> Self {
+impl WholeWrites {
+    /// Appends to `file`, which was opened for appending and is called `name` in messages.
+    pub(super) fn new(name: &'static str, point: Point, file: File) -> Self {
         Self {
             name,
             point,
@@ -34,15 +35,14 @@ impl LineFile {
         }
     }
 
-    fn write(&mut self, line: &str) {
+    pub(super) fn write(&mut self, record: &[u8]) {
         let before = self.file.metadata().map(|metadata| metadata.len());
-        let written = fault::at(self.point)
-            .and_then(|()| self.file.write_all(format!("{line}\n").as_bytes()));
+        let written = fault::at(self.point).and_then(|()| self.file.write_all(record));
         let Err(error) = written else {
             return;
         };
         if let Ok(length) = before {
-            // Takes back half a line; if that fails as well, resuming drops it.
+            // Takes back half a record; if that fails as well, resuming drops it.
             let _ = self.file.set_len(length);
         }
         if !self.failed {
@@ -53,12 +53,22 @@ impl LineFile {
             ));
         }
     }
+
+    /// Remembers why something else than writing failed.
+    pub(super) fn fail(&mut self, reason: String) {
+        self.failure = Some(reason);
+    }
+
+    /// Why writing failed, once.
+    pub(super) fn take_failure(&mut self) -> Option<String> {
+        self.failure.take()
+    }
 }
 
 /// `metrics.jsonl`: one JSON object per logged step and per evaluation.
 pub struct JsonLines {
     path: PathBuf,
-    lines: LineFile,
+    lines: WholeWrites,
 }
 
 impl JsonLines {
@@ -66,13 +76,13 @@ impl JsonLines {
     pub fn new(path: PathBuf, file: File) -> Self {
         Self {
             path,
-            lines: LineFile::new(METRICS_FILE, Point::MetricsWrite, file),
+            lines: WholeWrites::new(METRICS_FILE, Point::MetricsWrite, file),
         }
     }
 
     fn write(&mut self, record: &impl Serialize) {
         match serde_json::to_string(record) {
-            Ok(line) => self.lines.write(&line),
+            Ok(line) => self.lines.write(format!("{line}\n").as_bytes()),
             Err(error) => self.lines.failure = Some(format!("a record has no JSON form: {error}")),
         }
     }
@@ -93,7 +103,7 @@ impl Reporter for JsonLines {
         match reopen_metrics(&self.path, Some(step)) {
             Ok(file) => self.lines.file = file,
             Err(error) => {
-                self.lines.failure = Some(format!(
+                self.lines.fail(format!(
                     "cannot take the lines after step {step} out of {METRICS_FILE}: {error}"
                 ));
             }
@@ -101,7 +111,7 @@ impl Reporter for JsonLines {
     }
 
     fn take_failure(&mut self) -> Option<String> {
-        self.lines.failure.take()
+        self.lines.take_failure()
     }
 }
 
@@ -142,23 +152,20 @@ impl Reporter for ExpertTokensFile {
 
 /// `log.txt`: everything in words, with the time.
 pub struct TextLog {
-    lines: LineFile,
+    lines: WholeWrites,
 }
 
 impl TextLog {
     /// Appends to `file`, which was opened for appending.
     pub fn new(file: File) -> Self {
         Self {
-            lines: LineFile::new(LOG_FILE, Point::LogWrite, file),
+            lines: WholeWrites::new(LOG_FILE, Point::LogWrite, file),
         }
     }
 
     fn write(&mut self, text: &str) {
-        self.lines.write(&format!(
-            "{} {}",
-            clock::utc(clock::now() as u64),
-            hide_tokens(text)
-        ));
+        let (time, text) = (clock::utc(clock::now() as u64), hide_tokens(text));
+        self.lines.write(format!("{time} {text}\n").as_bytes());
     }
 }
 
@@ -186,6 +193,6 @@ impl Reporter for TextLog {
     }
 
     fn take_failure(&mut self) -> Option<String> {
-        self.lines.failure.take()
+        self.lines.take_failure()
     }
 }
