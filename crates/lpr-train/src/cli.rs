@@ -9,7 +9,7 @@ use clap::{Args, Parser, Subcommand};
 
 mod lab;
 
-pub use lab::{CompareArgs, ReportArgs, WatchArgs};
+pub use lab::{AblateArgs, CompareArgs, GridArgs, ReportArgs, ReproduceArgs, WatchArgs};
 
 use crate::bench::Mode;
 use crate::bench::shape::BenchRouter;
@@ -87,6 +87,10 @@ pub enum Command {
     Report(ReportArgs),
     /// Figures of runs side by side, and where their configurations differ.
     Compare(CompareArgs),
+    /// Train the runs of a table or figure of the paper, and tell our values beside its own.
+    Reproduce(ReproduceArgs),
+    /// Train a configuration with every combination of some values.
+    Ablate(AblateArgs),
     /// Follow a run from another terminal until it ends.
     Watch(WatchArgs),
     /// Check, measure and prepare data files; train a tokenizer on them.

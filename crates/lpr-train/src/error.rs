@@ -113,6 +113,14 @@ pub enum TrainError {
         /// Where they are.
         folder: PathBuf,
     },
+    /// Some runs of a grid failed; the others are trained.
+    #[error("{failed} of {total} runs failed; the same command tries them again")]
+    FailedRuns {
+        /// How many failed.
+        failed: usize,
+        /// How many the grid has.
+        total: usize,
+    },
     /// The file system refused.
     #[error("cannot use {path}", path = path.display())]
     Io {
@@ -157,6 +165,7 @@ impl TrainError {
             | Self::Balance(_)
             | Self::DeadBalancer(_)
             | Self::NotTheSame { .. }
+            | Self::FailedRuns { .. }
             | Self::Io { .. }
             | Self::Output(_)
             | Self::Signals(_) => 1,

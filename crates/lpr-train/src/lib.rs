@@ -21,6 +21,7 @@ pub mod history;
 pub mod hub;
 pub mod hugging_face;
 pub mod idle;
+pub mod lab;
 pub mod liveness;
 pub mod load;
 pub mod logits_file;

@@ -36,6 +36,18 @@ pub fn is_alive(pid: u32) -> bool {
     }
 }
 
+/// Asks a child process to save and stop; one that is gone already needs no asking. Does nothing
+/// where there are no signals.
+pub fn ask_to_stop(pid: u32) {
+    #[cfg(unix)]
+    {
+        use rustix::process::{Pid, Signal, kill_process};
+        if let Some(pid) = i32::try_from(pid).ok().and_then(Pid::from_raw) {
+            let _ = kill_process(pid, Signal::TERM);
+        }
+    }
+}
+
 /// CPU time of all threads of this process so far. `None` where the system does not tell.
 pub fn cpu_time() -> Option<Duration> {
     #[cfg(unix)]

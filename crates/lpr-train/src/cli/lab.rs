@@ -4,6 +4,9 @@ use std::path::PathBuf;
 
 use clap::Args;
 
+use super::ConfigArgs;
+use crate::lab::paper::{Artefact, Scale};
+
 /// Arguments of `report`.
 #[derive(Clone, Debug, Args)]
 pub struct ReportArgs {
@@ -32,4 +35,46 @@ pub struct WatchArgs {
     /// The folder of the run.
     #[arg(value_name = "RUN")]
     pub run: PathBuf,
+}
+
+/// What all grids have in common.
+#[derive(Clone, Debug, Args)]
+pub struct GridArgs {
+    /// Train every row with so many seeds, and tell mean and interval.
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..=1000))]
+    pub seeds: u64,
+    /// The folder of results; runs are below it and are shared by all tables written to it.
+    #[arg(long, value_name = "DIR", default_value = "grids")]
+    pub out: PathBuf,
+}
+
+/// Arguments of `reproduce`.
+#[derive(Clone, Debug, Args)]
+pub struct ReproduceArgs {
+    /// The table or figure.
+    #[arg(value_enum)]
+    pub artefact: Artefact,
+    /// How large the models are and how long they are trained.
+    #[arg(long, value_enum, default_value = "tiny")]
+    pub scale: Scale,
+    /// Set one key in all runs, for example `data.train`.
+    #[arg(short, long = "override", value_name = "SECTION.KEY=VALUE")]
+    pub overrides: Vec<String>,
+    /// Seeds and folder.
+    #[command(flatten)]
+    pub grid: GridArgs,
+}
+
+/// Arguments of `ablate`.
+#[derive(Clone, Debug, Args)]
+pub struct AblateArgs {
+    /// What all runs share.
+    #[command(flatten)]
+    pub config: ConfigArgs,
+    /// A key and its values; with several, every combination is trained.
+    #[arg(long, value_name = "SECTION.KEY=V1,V2", required = true)]
+    pub set: Vec<String>,
+    /// Seeds and folder.
+    #[command(flatten)]
+    pub grid: GridArgs,
 }

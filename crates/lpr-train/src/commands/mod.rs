@@ -9,6 +9,7 @@ pub mod estimate;
 pub mod eval;
 pub mod export;
 pub mod import;
+pub mod lab;
 pub mod replay;
 pub mod report;
 mod train;
@@ -37,6 +38,8 @@ pub fn run(cli: Cli) -> Result<Outcome, TrainError> {
         Command::VerifyResume(args) => verify_resume::run(&args),
         Command::Report(args) => report::report(&args),
         Command::Compare(args) => report::compare(&args),
+        Command::Reproduce(args) => lab::reproduce(&args),
+        Command::Ablate(args) => lab::ablate(&args),
         Command::Watch(args) => watch::run(&args),
         Command::Data(command) => data::run(&command, verbosity),
         Command::Config(command) => config::run(&command),
