@@ -5,7 +5,6 @@
 mod support;
 
 use std::fs::{self, File};
-use std::io::Write as _;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -152,9 +151,7 @@ fn a_stop_between_two_micro_batches_does_not_wait_for_the_others() {
 #[test]
 fn a_stop_while_data_is_waited_for_does_not_wait() {
     let setup = Setup::new(PLAIN);
-    let pipe = setup.folder.path().join("shard-0.jsonl");
-    let shard = fs::read(&pipe).unwrap();
-    fs::remove_file(&pipe).unwrap();
+    let pipe = setup.folder.path().join("pipe");
     assert!(
         Command::new("mkfifo")
             .arg(&pipe)
@@ -162,21 +159,27 @@ fn a_stop_while_data_is_waited_for_does_not_wait() {
             .unwrap()
             .success()
     );
-    // Held open for writing, so that it never ends; half of the documents are in it.
-    let mut writer = File::options().read(true).write(true).open(&pipe).unwrap();
-    let lines: Vec<&[u8]> = shard.split_inclusive(|&byte| byte == b'\n').collect();
-    writer.write_all(&lines[..20].concat()).unwrap();
-    let train = format!("data.train=[\"{}\"]", pipe.display());
-    let child = start(&setup, "run", "", &[&train, "eval.at_start=false"]);
-    wait_for_handlers(&child);
-    std::thread::sleep(Duration::from_millis(700));
+    // Held open for writing, so that it never ends.
+    let _writer = File::options().read(true).write(true).open(&pipe).unwrap();
+    let keys = [
+        "train.total_steps=1000000",
+        "data.validation=[]",
+        "eval.at_start=false",
+        "eval.every_steps=0",
+    ];
+    let child = start(&setup, "run", "", &keys);
+    wait_for_step(&setup, "run", 1);
+    // The next pass over the data waits for what the pipe never says.
+    fs::rename(&pipe, setup.folder.path().join("shard-0.jsonl")).unwrap();
+    let mut lines = 0;
+    wait_until("the end of the data", || {
+        std::thread::sleep(Duration::from_secs(1));
+        let before = std::mem::replace(&mut lines, setup.lines("run"));
+        before == lines
+    });
     send(&child, Signal::TERM);
     assert_eq!(code(child), Some(75));
-    assert_eq!(
-        setup.steps("run"),
-        [0],
-        "the documents are read ahead, no step is full"
-    );
+    assert_eq!(setup.steps("run")[0], lines as u64);
 }
 
 #[test]
