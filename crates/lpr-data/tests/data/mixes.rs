@@ -1,4 +1,4 @@
-//! Every mix of packing, shuffling and weights: exact under resume, and each document once an epoch.
+//! Every mix of packing, shuffling, weights and prepared files: exact under resume, and each document once an epoch.
 
 use std::collections::HashMap;
 use std::path::Path;
@@ -7,7 +7,7 @@ use std::sync::Arc;
 use crate::support::{ParquetFile, gzip, json_lines};
 use lpr_data::{
     DataConfig, DataFingerprint, DataLoader, DataPosition, OnBadShard, OnDataEnd, Packing, Split,
-    TokenBatch, Tokenizer,
+    TokenBatch, Tokenizer, prepare,
 };
 
 const PACKINGS: [Packing; 3] = [Packing::None, Packing::Packed, Packing::BestFit];
@@ -84,6 +84,25 @@ fn configs(folder: &Path) -> Vec<DataConfig> {
     configs
 }
 
+/// The same mixes of what `data prepare` makes of the files.
+fn prepared_configs(folder: &Path) -> Vec<DataConfig> {
+    let sources = ["a", "b"].map(|name| {
+        let prepared = folder.join(format!("prepared-{name}"));
+        std::fs::create_dir(&prepared).unwrap();
+        let raw = DataConfig {
+            on_bad_shard: OnBadShard::Skip,
+            ..DataConfig::new(vec![folder.join(name).to_str().unwrap().to_owned()])
+        };
+        prepare(&raw, &bytes(), &prepared, 1, &mut |_, _| true).unwrap();
+        prepared.to_str().unwrap().to_owned()
+    });
+    let mut configs = configs(folder);
+    for config in &mut configs {
+        config.train = sources.to_vec();
+    }
+    configs
+}
+
 fn bytes() -> Arc<Tokenizer> {
     Arc::new(Tokenizer::open("bytes").unwrap())
 }
@@ -107,10 +126,12 @@ fn saved(position: &DataPosition) -> DataPosition {
 fn one_leg_two_legs_and_three_legs_give_the_same_batches() {
     let folder = tempfile::tempdir().unwrap();
     write_corpus(folder.path(), 240);
-    for (number, config) in configs(folder.path()).iter().enumerate() {
+    let mut configs = configs(folder.path());
+    configs.extend(prepared_configs(folder.path()));
+    for (number, config) in configs.iter().enumerate() {
         let name = format!(
-            "{:?} {} {:?}",
-            config.packing, config.shuffle, config.weights
+            "{:?} {} {:?} {:?}",
+            config.packing, config.shuffle, config.weights, config.train
         );
         let whole = collect(&mut open(config, &DataPosition::default()), 220);
         assert_eq!(whole.len(), 220, "{name}");
