@@ -1,5 +1,6 @@
 #!/bin/sh
-# Resident memory over a run of 2,000 steps with a save every 100: the last quarter beside the first.
+# Resident memory over a run of 2,000 steps with a save and an evaluation every 25, so that the first of each is
+# over when the first quarter begins: the last quarter beside the first.
 #     scripts/memory-flat.sh
 set -eu
 cargo build --release --quiet
@@ -7,7 +8,7 @@ work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 target/release/lpr-train config init "$work/x.toml" 2>/dev/null
 target/release/lpr-train -q --config "$work/x.toml" --override "train.run_dir=$work/run" \
-    --override train.total_steps=2000 --override checkpoint.every_steps=100 --override eval.every_steps=200 \
+    --override train.total_steps=2000 --override checkpoint.every_steps=25 --override eval.every_steps=25 \
     --override log.every_steps=1 &
 while kill -0 $! 2>/dev/null; do
     steps=$(grep -c . "$work/run/metrics.jsonl" 2>/dev/null || true)

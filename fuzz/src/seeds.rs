@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use lpr_data::{Cursor, SourcePosition};
 use parquet::basic::{Compression, Encoding, ZstdLevel};
 use safetensors::Dtype;
 use safetensors::tensor::TensorView;
@@ -95,8 +96,15 @@ pub fn all() -> Vec<(&'static str, String, Vec<u8>)> {
     for options in 0..4 {
         for (shard, row) in [(0, 0), (0, 3), (1, 2), (2, 0)] {
             let mut position = start.clone();
-            position["shard"] = shard.into();
-            position["row"] = row.into();
+            let source = SourcePosition {
+                cursor: Cursor {
+                    shard,
+                    row,
+                    ..Cursor::default()
+                },
+                ..SourcePosition::default()
+            };
+            position["sources"] = json!([source]);
             let name = format!("at-{options}-{shard}-{row}");
             all.push((
                 "position",
