@@ -50,7 +50,7 @@ pub struct ResultRow {
     pub name: String,
     /// What the paper prints, if it is a row of the paper.
     pub printed: Option<Printed>,
-    /// Our figures, in the order of [`FIGURES`].
+    /// Our figures, in the order of the columns of the table.
     pub ours: Vec<Mean>,
     /// Seeds that were trained to the end.
     pub seeds: usize,
