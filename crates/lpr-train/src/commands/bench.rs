@@ -11,13 +11,13 @@ use lpr_model::hugging_face::from_hugging_face;
 use lpr_model::parameters::{parameter_shapes, with_parameter_values};
 use serde::Serialize;
 
+use super::print_findings;
 use crate::bench::{self, Mode, Plan, Timing, shape};
 use crate::cli::BenchArgs;
 use crate::config::{Precision, RunConfig};
 use crate::error::{Outcome, TrainError};
 use crate::hugging_face::FolderError;
 use crate::process;
-use crate::report::print_result;
 use crate::session;
 use crate::weights_file;
 
@@ -127,12 +127,7 @@ pub fn run(args: &BenchArgs) -> Result<Outcome, TrainError> {
         losses: timing.losses.iter().copied().take(PRINTED_LOSSES).collect(),
         profile: shares(&timing),
     };
-    let text = if args.json {
-        serde_json::json!(findings).to_string()
-    } else {
-        table(&findings)
-    };
-    print_result(&text).map_err(TrainError::Output)?;
+    print_findings(args.json, &findings, || table(&findings))?;
     Ok(Outcome::Done)
 }
 

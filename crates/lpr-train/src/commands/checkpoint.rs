@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
+use super::print_findings;
 use crate::checkpoint::{self, Checkpoint, CheckpointError, MANIFEST_FILE, Retention};
 use crate::cli::{CheckpointCommand, CheckpointDirArgs, CheckpointPruneArgs};
 use crate::config::RunConfig;
@@ -73,12 +74,7 @@ fn list(args: &CheckpointDirArgs, hashes: bool) -> Result<Outcome, TrainError> {
         .into_iter()
         .map(|path| Row::new(path, hashes))
         .collect();
-    let text = if args.json {
-        format!("{:#}", serde_json::json!(rows))
-    } else {
-        table(&rows, hashes)
-    };
-    print_result(&text).map_err(TrainError::Output)?;
+    print_findings(args.json, &rows, || table(&rows, hashes))?;
     let bad = rows.iter().filter(|row| !row.valid).count();
     if hashes && bad > 0 {
         let reason = format!("{bad} of {} checkpoints cannot be used", rows.len());

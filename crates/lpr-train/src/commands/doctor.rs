@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 use lpr_data::{DataLoader, DataPosition, Split};
 use serde::Serialize;
 
-use super::config;
+use super::{config, print_findings};
 use crate::batch::MicroBatch;
 use crate::cli::DoctorArgs;
 use crate::config::DEVICE_NAMES;
@@ -13,7 +13,6 @@ use crate::environment::Environment;
 use crate::error::{Outcome, TrainError};
 use crate::liveness::{Liveness, Strictness, probe_rows};
 use crate::memory;
-use crate::report::print_result;
 use crate::session;
 use crate::step::StepPlan;
 
@@ -52,12 +51,7 @@ pub fn run(args: &DoctorArgs) -> Result<Outcome, TrainError> {
         available_memory: memory::available(),
         balancers,
     };
-    let text = if args.json {
-        format!("{:#}", serde_json::json!(findings))
-    } else {
-        table(&findings)
-    };
-    print_result(&text).map_err(TrainError::Output)?;
+    print_findings(args.json, &findings, || table(&findings))?;
     if let Some(balancers) = &findings.balancers {
         for (_, verdict) in balancers.verdicts(Strictness::Initial) {
             verdict?;

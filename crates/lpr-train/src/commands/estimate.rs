@@ -4,11 +4,10 @@ use std::fmt::Write as _;
 
 use lpr_model::estimate::{Estimate, estimate};
 
-use super::config;
+use super::{config, print_findings};
 use crate::cli::EstimateArgs;
 use crate::error::{Outcome, TrainError};
 use crate::memory::{LeastMemory, gib};
-use crate::report::print_result;
 
 /// Runs the command.
 ///
@@ -19,19 +18,16 @@ pub fn run(args: &EstimateArgs) -> Result<Outcome, TrainError> {
     let length = config.data.sequence_length;
     let found = estimate(&config.model.decoder(), &config.router, length);
     let memory = LeastMemory::new(&config, &found);
-    let text = if args.json {
-        let mut json = serde_json::json!(found);
-        json["least_memory"] = serde_json::json!(memory);
-        format!("{json:#}")
-    } else {
+    let mut findings = serde_json::json!(found);
+    findings["least_memory"] = serde_json::json!(memory);
+    print_findings(args.json, &findings, || {
         let (family, router) = (config.model.name(), config.router.name());
         let memory = gib(memory.total());
         format!(
             "{family} with the {router} router\n{}\ntraining takes at least {memory} of memory",
             table(&found)
         )
-    };
-    print_result(&text).map_err(TrainError::Output)?;
+    })?;
     Ok(Outcome::Done)
 }
 

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use lpr_data::Tokenizer;
 use serde::Serialize;
 
+use super::print_findings;
 use crate::checkpoint::Checkpoint;
 use crate::cli::EvalArgs;
 use crate::config::RunConfig;
@@ -14,7 +15,7 @@ use crate::eval::{Evaluation, evaluate};
 use crate::hub;
 use crate::logits_file;
 use crate::record::EvalSummary;
-use crate::report::{Bars, Verbosity, print_line, print_result};
+use crate::report::{Bars, Verbosity, print_line};
 use crate::session;
 use crate::signals::StopRequest;
 
@@ -96,12 +97,7 @@ pub fn run(args: &EvalArgs, verbosity: Verbosity) -> Result<Outcome, TrainError>
             Vec::new()
         },
     };
-    let text = if args.json {
-        format!("{:#}", serde_json::json!(findings))
-    } else {
-        table(&findings)
-    };
-    print_result(&text).map_err(TrainError::Output)?;
+    print_findings(args.json, &findings, || table(&findings))?;
     Ok(Outcome::Done)
 }
 

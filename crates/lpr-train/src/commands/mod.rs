@@ -18,6 +18,8 @@ pub mod watch;
 
 use crate::cli::{Cli, Command};
 use crate::error::{Outcome, TrainError};
+use crate::report::print_result;
+use serde::Serialize;
 
 /// Runs the command of a parsed command line.
 ///
@@ -44,4 +46,18 @@ pub fn run(cli: Cli) -> Result<Outcome, TrainError> {
         Command::Data(command) => data::run(&command, verbosity),
         Command::Config(command) => config::run(&command),
     }
+}
+
+/// Prints what a command found: as one line of JSON, or in words.
+fn print_findings(
+    as_json: bool,
+    findings: &impl Serialize,
+    in_words: impl FnOnce() -> String,
+) -> Result<(), TrainError> {
+    let text = if as_json {
+        serde_json::json!(findings).to_string()
+    } else {
+        in_words()
+    };
+    print_result(&text).map_err(TrainError::Output)
 }

@@ -4,12 +4,12 @@ use std::fmt::Write as _;
 
 use serde::Serialize;
 
+use super::print_findings;
 use crate::batch::MicroBatch;
 use crate::checkpoint::Checkpoint;
 use crate::cli::ReplayArgs;
 use crate::error::{Outcome, TrainError};
 use crate::optimizer::Optimizer;
-use crate::report::print_result;
 use crate::session;
 use crate::signals::StopRequest;
 use crate::skipped_step::SkippedStep;
@@ -74,12 +74,7 @@ pub fn run(args: &ReplayArgs) -> Result<Outcome, TrainError> {
         loss_total: report.loss_total,
         grad_norm: report.grad_norm,
     };
-    let text = if args.json {
-        format!("{:#}", serde_json::json!(replayed))
-    } else {
-        in_words(&replayed, &report)
-    };
-    print_result(&text).map_err(TrainError::Output)?;
+    print_findings(args.json, &replayed, || in_words(&replayed, &report))?;
     Ok(Outcome::Done)
 }
 

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use serde::Serialize;
 use serde_json::Value as Json;
 
-use super::config;
+use super::{config, print_findings};
 use crate::atomic_file::{parent, remove_any, temporary_name};
 use crate::checkpoint::{self, Checkpoint};
 use crate::cli::VerifyResumeArgs;
@@ -18,7 +18,6 @@ use crate::config::RunConfig;
 use crate::error::{Outcome, TrainError};
 use crate::fault;
 use crate::record::without_timing;
-use crate::report::print_result;
 use crate::run_dir::{CHECKPOINTS_FOLDER, METRICS_FILE};
 use crate::session::{MODEL_FILE, OPTIMIZER_FILE};
 
@@ -82,12 +81,7 @@ pub fn run(args: &VerifyResumeArgs) -> Result<Outcome, TrainError> {
             return Err(error);
         }
     };
-    let text = if args.json {
-        format!("{:#}", serde_json::json!(report))
-    } else {
-        describe(&report)
-    };
-    print_result(&text).map_err(TrainError::Output)?;
+    print_findings(args.json, &report, || describe(&report))?;
     if report.same {
         remove_any(&work).map_err(to_io)?;
         return Ok(Outcome::Done);

@@ -8,9 +8,9 @@ use lpr_data::{DataConfig, DataLoader, DataPosition, Hub, Packing, Split, Tokeni
 use serde::Serialize;
 
 use crate::cli::DataBenchArgs;
+use crate::commands::print_findings;
 use crate::error::{Outcome, TrainError};
 use crate::process;
-use crate::report::print_result;
 
 /// Rows of a batch, as many as `train.micro_batch_size` has by default.
 const ROWS_PER_BATCH: usize = 8;
@@ -50,12 +50,7 @@ struct Findings {
 /// Sources or a tokenizer that cannot be read.
 pub fn run(args: &DataBenchArgs, hub: &Hub) -> Result<Outcome, TrainError> {
     let findings = measure(args, hub)?;
-    let text = if args.json {
-        serde_json::json!(findings).to_string()
-    } else {
-        table(&findings)
-    };
-    print_result(&text).map_err(TrainError::Output)?;
+    print_findings(args.json, &findings, || table(&findings))?;
     Ok(Outcome::Done)
 }
 

@@ -5,8 +5,8 @@ use std::fmt::Write as _;
 use lpr_data::{FileReport, Hub, Tokenizer, check_files};
 
 use crate::cli::DataCheckArgs;
+use crate::commands::print_findings;
 use crate::error::{Outcome, TrainError};
-use crate::report::print_result;
 
 /// Runs the command.
 ///
@@ -15,12 +15,7 @@ use crate::report::print_result;
 /// used.
 pub fn run(args: &DataCheckArgs, hub: &Hub) -> Result<Outcome, TrainError> {
     let reports = check(args, hub)?;
-    let text = if args.json {
-        json(&reports)
-    } else {
-        table(&reports)
-    };
-    print_result(&text).map_err(TrainError::Output)?;
+    print_findings(args.json, &reports, || table(&reports))?;
     verdict(&reports)
 }
 
@@ -50,10 +45,6 @@ fn check(args: &DataCheckArgs, hub: &Hub) -> Result<Vec<FileReport>, TrainError>
         tokenizer.as_ref(),
         hub,
     )?)
-}
-
-fn json(reports: &[FileReport]) -> String {
-    format!("{:#}", serde_json::json!(reports))
 }
 
 fn table(reports: &[FileReport]) -> String {
@@ -120,7 +111,7 @@ mod tests {
             text.contains("b.jsonl") && text.contains("\n  bad: "),
             "{text}"
         );
-        let list: serde_json::Value = serde_json::from_str(&json(&reports)).expect("json");
+        let list = serde_json::json!(reports);
         assert_eq!(list[0]["documents"], 1);
         assert!(list[0]["error"].is_null() && list[1]["error"].is_string());
         let error = verdict(&reports).expect_err("one is bad");

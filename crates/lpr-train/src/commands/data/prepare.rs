@@ -6,9 +6,10 @@ use std::sync::Arc;
 use lpr_data::{DataConfig, DataLoader, Hub, Prepared, Tokenizer, Warning, prepare};
 
 use crate::cli::DataPrepareArgs;
+use crate::commands::print_findings;
 use crate::error::{Outcome, TrainError};
 use crate::new_folder;
-use crate::report::{Verbosity, print_line, print_result};
+use crate::report::{Verbosity, print_line};
 use crate::signals::StopRequest;
 
 /// Runs the command.
@@ -20,9 +21,7 @@ pub fn run(args: &DataPrepareArgs, hub: &Hub, verbosity: Verbosity) -> Result<Ou
     let Some(found) = prepare_folder(args, hub, verbosity, &stop)? else {
         return Ok(Outcome::StoppedEarly);
     };
-    let text = if args.json {
-        serde_json::json!(found).to_string()
-    } else {
+    print_findings(args.json, &found, || {
         format!(
             "{}: {} documents, {} tokens in {} files; {} empty documents, {} bad lines and {} bad \
              files left out",
@@ -34,8 +33,7 @@ pub fn run(args: &DataPrepareArgs, hub: &Hub, verbosity: Verbosity) -> Result<Ou
             found.bad_lines,
             found.bad_shards
         )
-    };
-    print_result(&text).map_err(TrainError::Output)?;
+    })?;
     Ok(Outcome::Done)
 }
 
