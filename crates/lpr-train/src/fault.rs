@@ -51,8 +51,6 @@ pub enum Point {
     SaveFile,
     /// Making that file durable, after it was written.
     SaveSync,
-    /// Reading that file back for its hash.
-    SaveHash,
     /// Writing the manifest.
     SaveManifest,
     /// Making the manifest durable.

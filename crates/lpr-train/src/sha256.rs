@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 use std::fs::File;
-use std::io::{self, Read};
+use std::io::{self, Read, Write};
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
@@ -37,6 +37,53 @@ pub fn of_file(path: &Path) -> io::Result<FileEntry> {
         }
         hasher.update(&buffer[..count]);
         bytes += count as u64;
+    }
+}
+
+/// A new file whose size and hash are known once it is written, without reading it again.
+#[derive(Debug)]
+pub struct HashedFile {
+    file: File,
+    hasher: Sha256,
+    bytes: u64,
+}
+
+impl HashedFile {
+    /// Makes the file at `path`, which must not exist.
+    ///
+    /// # Errors
+    /// Those of the file system.
+    pub fn create(path: &Path) -> io::Result<Self> {
+        Ok(Self {
+            file: File::create_new(path)?,
+            hasher: Sha256::new(),
+            bytes: 0,
+        })
+    }
+
+    /// Makes what was written durable, and describes it.
+    ///
+    /// # Errors
+    /// Those of the file system.
+    pub fn finish(self) -> io::Result<FileEntry> {
+        self.file.sync_all()?;
+        Ok(FileEntry {
+            bytes: self.bytes,
+            sha256: hexadecimal(&self.hasher.finalize()),
+        })
+    }
+}
+
+impl Write for HashedFile {
+    fn write(&mut self, buffer: &[u8]) -> io::Result<usize> {
+        let count = self.file.write(buffer)?;
+        self.hasher.update(&buffer[..count]);
+        self.bytes += count as u64;
+        Ok(count)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
     }
 }
 
@@ -80,6 +127,15 @@ mod tests {
                 sha256: of_bytes(&content),
             };
             assert_eq!(of_file(&path).expect("readable"), want);
+            let path = folder.path().join(format!("new-{length}"));
+            let mut file = HashedFile::create(&path).expect("made");
+            for piece in content.chunks(1000) {
+                file.write_all(piece).expect("written");
+            }
+            assert_eq!(file.finish().expect("durable"), want);
+            assert_eq!(of_file(&path).expect("readable"), want);
+            let again = HashedFile::create(&path).expect_err("it exists");
+            assert_eq!(again.kind(), io::ErrorKind::AlreadyExists);
         }
     }
 }

@@ -76,15 +76,15 @@ impl Snapshot {
         let files: Vec<(&str, WriteFile<'_>)> = vec![
             (
                 session::MODEL_FILE,
-                Box::new(|path: &Path| weights_file::write_held(path, model)),
+                Box::new(|out| weights_file::write(out, model)),
             ),
             (
                 session::OPTIMIZER_FILE,
-                Box::new(|path: &Path| weights_file::write_held(path, optimizer)),
+                Box::new(|out| weights_file::write(out, optimizer)),
             ),
             (
                 session::CONFIG_FILE,
-                Box::new(|path: &Path| std::fs::write(path, &self.config)),
+                Box::new(|out| out.write_all(self.config.as_bytes())),
             ),
         ];
         let step = self.state.step;

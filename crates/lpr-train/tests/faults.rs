@@ -58,12 +58,11 @@ fn whole(setup: &Setup) {
 
 /// Every place where a save, a removal of old checkpoints or a step can be cut short; the number is
 /// such that there is an older checkpoint.
-const CRASHES: [&str; 24] = [
+const CRASHES: [&str; 23] = [
     "save-begin:2",
     "save-file:4",
     "save-file:5",
     "save-sync:4",
-    "save-hash:6",
     "save-manifest:2",
     "save-manifest-sync:2",
     "save-folder-sync:2",
@@ -157,7 +156,7 @@ fn a_save_that_fails_is_told_and_training_goes_on() {
         "save-begin:2:enospc",
         "save-file:5:enospc",
         "save-sync:6:eio",
-        "save-hash:7:eio",
+        "save-file:7:eio",
         "save-manifest:2:enospc",
         "save-rename:2:denied",
         "save-latest:2:enospc",

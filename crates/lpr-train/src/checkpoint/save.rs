@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::io;
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
 use serde::Serialize;
@@ -11,13 +11,13 @@ use super::manifest::{self, CheckpointError, FORMAT_VERSION, MANIFEST_FILE, Mani
 use super::open::{Checkpoint, STATE_FILE, folder_name};
 use crate::atomic_file::{self, remove_any, temporary_name};
 use crate::fault::{self, Point};
-use crate::sha256;
+use crate::sha256::HashedFile;
 
 /// Name of the text file that tells people and scripts which checkpoint is the newest.
 pub const LATEST_FILE: &str = "latest";
 
-/// Writes one file of a checkpoint to the path it is given.
-pub type WriteFile<'a> = Box<dyn FnOnce(&Path) -> io::Result<()> + 'a>;
+/// Writes the content of one file of a checkpoint.
+pub type WriteFile<'a> = Box<dyn FnOnce(&mut dyn Write) -> io::Result<()> + 'a>;
 
 /// Saves a checkpoint of `step` below `checkpoints` and returns its folder.
 ///
@@ -99,11 +99,10 @@ impl StagedSave {
         let path = self.folder.join(name);
         let written = || {
             fault::at(Point::SaveFile)?;
-            write(&path)?;
+            let mut file = HashedFile::create(&path)?;
+            write(&mut file)?;
             fault::at(Point::SaveSync)?;
-            atomic_file::sync_file(&path)?;
-            fault::at(Point::SaveHash)?;
-            sha256::of_file(&path)
+            file.finish()
         };
         let entry = written().map_err(|source| CheckpointError::io(&path, source))?;
         self.manifest.files.insert(name.to_owned(), entry);
@@ -111,8 +110,8 @@ impl StagedSave {
     }
 
     pub(super) fn write_state(&mut self, state: &impl Serialize) -> Result<(), CheckpointError> {
-        let write = |path: &Path| fs::write(path, serde_json::to_vec_pretty(state)?);
-        self.write_file(STATE_FILE, Box::new(write))
+        let text = serde_json::to_vec_pretty(state);
+        self.write_file(STATE_FILE, Box::new(|out| out.write_all(&text?)))
     }
 
     pub(super) fn write_manifest(&mut self) -> Result<(), CheckpointError> {

@@ -25,7 +25,7 @@ fn model_bytes(step: u64) -> Vec<u8> {
 }
 
 fn write_bytes<'a>(bytes: Vec<u8>) -> WriteFile<'a> {
-    Box::new(move |path| fs::write(path, bytes))
+    Box::new(move |out| out.write_all(&bytes))
 }
 
 fn files<'a>(step: u64) -> Vec<(&'a str, WriteFile<'a>)> {
@@ -349,8 +349,8 @@ fn a_crash_between_any_two_stages_leaves_a_complete_checkpoint() {
 fn a_failed_write_removes_the_temporary_folder_and_keeps_the_older_checkpoints() {
     let (_temporary, folder) = two_checkpoints();
     let before = names(&folder);
-    let full: WriteFile<'_> = Box::new(|path| {
-        fs::write(path, b"half")?;
+    let full: WriteFile<'_> = Box::new(|out| {
+        out.write_all(b"half")?;
         Err(io::Error::new(io::ErrorKind::StorageFull, "no space left"))
     });
     let files = vec![

@@ -1,6 +1,7 @@
 //! Tensors of an exported folder: one file, or shards with an index.
 
 use std::collections::BTreeMap;
+use std::fs::File;
 use std::io;
 use std::path::Path;
 use std::str::FromStr;
@@ -76,8 +77,11 @@ pub fn write(folder: &Path, tensors: &TensorMap, size: ShardSize) -> io::Result<
             1 => SINGLE_FILE.to_owned(),
             count => format!("model-{:05}-of-{count:05}.safetensors", index + 1),
         };
-        let tensors = names.iter().map(|name| (*name, &tensors[*name]));
-        weights_file::write(&folder.join(&file), tensors)?;
+        let tensors = names.iter().map(|name| ((*name).clone(), &tensors[*name]));
+        weights_file::write(
+            &mut File::create_new(folder.join(&file))?,
+            tensors.collect(),
+        )?;
         weight_map.extend(names.iter().map(|name| (*name, file.clone())));
     }
     if shards.len() == 1 {
