@@ -5,7 +5,7 @@ use burn::tensor::{Device, Int, Tensor};
 use lpr_kernels::SequenceMask;
 
 use crate::config::DecoderConfig;
-use crate::decoder::{Decoder, Watch};
+use crate::decoder::{Decoder, Past, Watch};
 use crate::random::ParamInit;
 use crate::router::{AnyRouter, LossContext, RouterConfig, Routing, StepStatistics};
 
@@ -27,6 +27,13 @@ pub struct CausalLmOutput {
     pub hidden_states: Tensor<2>,
     /// One per layer with experts.
     pub routings: Vec<Routing>,
+}
+
+/// The text before the next token, as the model sees it; empty at first.
+#[derive(Debug, Clone, Default)]
+pub struct TextSoFar {
+    tokens: usize,
+    past: Past,
 }
 
 /// The matrix that turns hidden states into logits.
@@ -76,11 +83,36 @@ impl CausalLm {
             input.mask.as_ref(),
             losses,
             watch,
+            None,
         );
         CausalLmOutput {
             hidden_states,
             routings,
         }
+    }
+
+    /// The logits of what follows the last of `tokens`, which continue those that `text` had before,
+    /// `[vocab_size]`. The first tokens may be many, then they come one by one.
+    ///
+    /// # Panics
+    /// If there are no tokens, or several after the first call.
+    pub fn next_logits(&self, tokens: &[u32], text: &mut TextSoFar) -> Tensor<1> {
+        let device = self.head().device();
+        let row = |numbers: Vec<i32>| -> Tensor<2, Int> {
+            Tensor::<1, Int>::from_ints(numbers.as_slice(), &device).unsqueeze()
+        };
+        let positions = text.tokens..text.tokens + tokens.len();
+        let (hidden_states, _) = self.model.forward(
+            row(tokens.iter().map(|&id| id as i32).collect()),
+            row(positions.map(|position| position as i32).collect()),
+            None,
+            None,
+            &mut |_, _| (),
+            Some(&mut text.past),
+        );
+        text.tokens += tokens.len();
+        let last = hidden_states.narrow(0, tokens.len() - 1, 1);
+        self.logits(last).flatten(0, 1)
     }
 
     /// Sum of the cross-entropy over all targets but those that are

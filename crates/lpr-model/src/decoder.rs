@@ -5,7 +5,7 @@ use burn::tensor::{Int, Tensor, module::embedding};
 use lpr_kernels::SequenceMask;
 
 use crate::config::DecoderConfig;
-use crate::layers::{Attention, RmsNorm, RotaryEmbedding};
+use crate::layers::{Attention, KeyValues, RmsNorm, RotaryEmbedding};
 use crate::moe::FeedForward;
 use crate::random::ParamInit;
 use crate::router::{AnyRouter, LossContext, RouteContext, RouterConfig, Routing};
@@ -13,6 +13,21 @@ use crate::router::{AnyRouter, LossContext, RouteContext, RouterConfig, Routing}
 /// Is shown what each router sees: the index among the layers with experts, and the hidden states,
 /// `[tokens, hidden_size]`.
 pub type Watch<'a> = &'a mut dyn FnMut(usize, &Tensor<2>);
+
+/// What the layers keep of the tokens so far; none at first.
+#[derive(Debug, Clone, Default)]
+pub struct Past {
+    layers: Vec<KeyValues>,
+}
+
+impl Past {
+    fn of_layer(&mut self, index: usize) -> &mut KeyValues {
+        if self.layers.len() <= index {
+            self.layers.resize_with(index + 1, KeyValues::default);
+        }
+        &mut self.layers[index]
+    }
+}
 
 /// A table of one vector per token id.
 #[derive(Module, Debug)]
@@ -54,10 +69,11 @@ impl DecoderLayer {
         mask: Option<&SequenceMask>,
         context: &RouteContext<'_>,
         watch: Watch<'_>,
+        past: Option<&mut KeyValues>,
     ) -> (Tensor<3>, Option<Routing>) {
         let [batch, sequence, width] = hidden_states.dims();
         let normed = self.input_layernorm.forward(hidden_states.clone());
-        let hidden_states = hidden_states + self.self_attn.forward(normed, rotary, mask);
+        let hidden_states = hidden_states + self.self_attn.forward(normed, rotary, mask, past);
         let normed = self.post_attention_layernorm.forward(hidden_states.clone());
         let normed = normed.reshape([batch * sequence, width]);
         if matches!(self.mlp, FeedForward::Moe(_)) {
@@ -103,7 +119,8 @@ impl Decoder {
     }
 
     /// Final hidden states and the routing of every layer with experts. `watch` is called for each of
-    /// these layers in order.
+    /// these layers in order. With a `past`, the tokens are those that follow it; it then has them,
+    /// too.
     ///
     /// # Shapes
     /// `input_ids`: `[batch, sequence]`; `position_ids`: the same or `[1, sequence]`; the hidden
@@ -115,6 +132,7 @@ impl Decoder {
         mask: Option<&SequenceMask>,
         losses: Option<&LossContext>,
         watch: Watch<'_>,
+        mut past: Option<&mut Past>,
     ) -> (Tensor<2>, Vec<Routing>) {
         let [batch, sequence] = input_ids.dims();
         let table = self.embed_tokens.weight.val();
@@ -126,10 +144,12 @@ impl Decoder {
         );
         let mut hidden_states = embedding(table, input_ids);
         let mut routings = Vec::with_capacity(self.layers.len());
-        for block in &self.layers {
+        for (index, block) in self.layers.iter().enumerate() {
             let layer = routings.len();
             let context = RouteContext { layer, losses };
-            let (output, routing) = block.forward(hidden_states, &rotary, mask, &context, watch);
+            let past = past.as_mut().map(|past| past.of_layer(index));
+            let (output, routing) =
+                block.forward(hidden_states, &rotary, mask, &context, watch, past);
             hidden_states = output;
             routings.extend(routing);
         }

@@ -28,7 +28,7 @@ pub mod causal_lm;
 
 pub mod estimate;
 
-pub use causal_lm::{CausalLm, CausalLmOutput, ModelInput};
+pub use causal_lm::{CausalLm, CausalLmOutput, ModelInput, TextSoFar};
 pub use config::{ConfigProblem, DecoderConfig};
 pub use families::FamilyConfig;
 pub use router::{LatentNoise, LossContext, RouterConfig, RouterLoss, Routing};

@@ -5,7 +5,7 @@
 use burn::module::Module;
 use burn::tensor::{Device, Int, Tensor};
 use lpr_kernels::SequenceMask;
-use lpr_model::{CausalLm, FamilyConfig, ModelInput, RouterConfig};
+use lpr_model::{CausalLm, FamilyConfig, ModelInput, RouterConfig, TextSoFar};
 use serde_json::json;
 
 const ROWS: usize = 2;
@@ -116,5 +116,42 @@ fn check_reach(model: &CausalLm, name: &str) {
         };
         let reachable: Vec<usize> = (position..end).collect();
         assert_eq!(reached, reachable, "{name}: position {position}");
+    }
+}
+
+/// The first tokens at once, the others one by one, with what attention kept; against the whole row.
+/// Not of the two routers that choose by the place in the batch.
+#[test]
+fn a_text_token_by_token_has_the_logits_of_the_whole() {
+    let device = Device::flex();
+    let ids: Vec<i32> = (0..SEQUENCE as i32).map(|i| (i * 29 + 3) % 50).collect();
+    let row = |numbers: Vec<i32>| -> Tensor<2, Int> {
+        Tensor::<1, Int>::from_ints(numbers.as_slice(), &device).reshape([1, SEQUENCE])
+    };
+    let whole = ModelInput {
+        input_ids: row(ids.clone()),
+        position_ids: row((0..SEQUENCE as i32).collect()),
+        mask: None,
+    };
+    let tokens: Vec<u32> = ids.iter().map(|&id| id as u32).collect();
+    for family in families() {
+        let by_token =
+            |router: &RouterConfig| !["random", "forced_balanced"].contains(&router.name());
+        for router in routers().into_iter().filter(by_token) {
+            let model = CausalLm::new(&family.decoder(), &router, 5, &device);
+            let expected = model.logits(model.forward(&whole, None).hidden_states);
+            let expected: Vec<f32> = expected.into_data().iter::<f32>().collect();
+            for first in [1, 9] {
+                let mut text = TextSoFar::default();
+                let mut logits = model.next_logits(&tokens[..first], &mut text);
+                for at in first..SEQUENCE {
+                    let found: Vec<f32> = logits.into_data().iter::<f32>().collect();
+                    for (a, b) in found.iter().zip(&expected[(at - 1) * 50..][..50]) {
+                        assert!((a - b).abs() < 1e-4, "{family:?} {router:?} {at}: {a} {b}");
+                    }
+                    logits = model.next_logits(&tokens[at..=at], &mut text);
+                }
+            }
+        }
     }
 }

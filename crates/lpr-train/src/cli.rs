@@ -18,9 +18,11 @@ use crate::report::Verbosity;
 
 mod checkpoint;
 mod data;
+mod generate;
 
 pub use checkpoint::{CheckpointCommand, CheckpointDirArgs, CheckpointPruneArgs, VerifyResumeArgs};
 pub use data::{DataBenchArgs, DataCheckArgs, DataCommand, DataPrepareArgs, DataTokenizerArgs};
+pub use generate::GenerateArgs;
 
 /// Pre-trains Mixture-of-Experts language models and shows what the router does.
 ///
@@ -66,6 +68,8 @@ pub enum Command {
     Train(TrainArgs),
     /// Loss, perplexity and expert load of a checkpoint.
     Eval(EvalArgs),
+    /// Continue texts with the model of a checkpoint.
+    Generate(GenerateArgs),
     /// Speed of training or evaluation, on made-up tokens.
     Bench(BenchArgs),
     /// Write a checkpoint as a Hugging Face folder.

@@ -65,6 +65,9 @@ pub enum TrainError {
         /// How many were read.
         total: usize,
     },
+    /// Nothing can be chosen from what a model says.
+    #[error("the model's logits are not all finite; take a checkpoint from before it diverged")]
+    LogitsNotFinite,
     /// A checkpoint could not be written or may not be used.
     #[error(transparent)]
     Checkpoint(#[from] CheckpointError),
@@ -186,7 +189,7 @@ impl TrainError {
             | Self::Folder(_)
             | Self::OtherRun { .. }
             | Self::OtherData { .. } => 4,
-            Self::Diverged { .. } => 5,
+            Self::Diverged { .. } | Self::LogitsNotFinite => 5,
             Self::Device { .. } => 6,
         }
     }
@@ -230,7 +233,8 @@ mod tests {
             saved: "1".to_owned(),
             current: "2".to_owned(),
         };
-        let cases: [(TrainError, u8); 13] = [
+        let cases: [(TrainError, u8); 14] = [
+            (TrainError::LogitsNotFinite, 5),
             (TrainError::io(&path, io()), 1),
             (TrainError::Output(io()), 1),
             (

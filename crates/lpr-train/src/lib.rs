@@ -37,6 +37,7 @@ pub mod report;
 pub mod resume;
 pub mod router_swap;
 pub mod run_dir;
+pub mod sampling;
 pub mod saver;
 pub mod schedule;
 pub mod session;

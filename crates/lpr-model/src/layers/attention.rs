@@ -4,7 +4,8 @@ use burn::module::Module;
 use burn::tensor::Tensor;
 use lpr_kernels::SequenceMask;
 
-use super::{Linear, RmsNorm, RotaryEmbedding};
+use super::key_values::attend;
+use super::{KeyValues, Linear, RmsNorm, RotaryEmbedding};
 use crate::config::GroupedQueryConfig;
 use crate::random::ParamInit;
 
@@ -52,6 +53,7 @@ impl GroupedQueryAttention {
         hidden_states: Tensor<3>,
         rotary: &RotaryEmbedding,
         mask: Option<&SequenceMask>,
+        past: Option<&mut KeyValues>,
     ) -> Tensor<3> {
         let [batch, sequence, _] = hidden_states.dims();
         let heads = |projection: &Linear, norm: Option<&RmsNorm>| {
@@ -67,7 +69,7 @@ impl GroupedQueryAttention {
         let key = rotary.rotate(heads(&self.k_proj, self.k_norm.as_ref()));
         let value = heads(&self.v_proj, None);
         let scale = (self.head_dim as f64).powf(-0.5);
-        let attended = lpr_kernels::causal_attention(query, key, value, mask, scale);
+        let attended = attend(query, key, value, mask, past, scale);
         let [_, _, count, width] = attended.dims();
         self.o_proj
             .forward(attended.reshape([batch, sequence, count * width]))

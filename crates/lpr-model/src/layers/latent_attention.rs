@@ -4,7 +4,8 @@ use burn::module::Module;
 use burn::tensor::Tensor;
 use lpr_kernels::SequenceMask;
 
-use super::{Linear, RmsNorm, RotaryEmbedding};
+use super::key_values::attend;
+use super::{KeyValues, Linear, RmsNorm, RotaryEmbedding};
 use crate::config::LatentAttentionConfig;
 use crate::random::ParamInit;
 
@@ -78,6 +79,7 @@ impl LatentAttention {
         hidden_states: Tensor<3>,
         rotary: &RotaryEmbedding,
         mask: Option<&SequenceMask>,
+        past: Option<&mut KeyValues>,
     ) -> Tensor<3> {
         let [batch, sequence, _] = hidden_states.dims();
         let heads = |projected: Tensor<3>| {
@@ -99,7 +101,7 @@ impl LatentAttention {
         let shared = [batch, sequence, self.num_heads, self.rope_dim];
         let key = Tensor::cat(vec![key_nope, key_rope.expand(shared)], 3);
         let scale = ((self.nope_dim + self.rope_dim) as f64).powf(-0.5);
-        let attended = lpr_kernels::causal_attention(query, key, value, mask, scale);
+        let attended = attend(query, key, value, mask, past, scale);
         let [_, _, count, width] = attended.dims();
         self.o_proj
             .forward(attended.reshape([batch, sequence, count * width]))

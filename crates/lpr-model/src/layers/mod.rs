@@ -1,6 +1,7 @@
 //! Layers that every family is built from.
 
 mod attention;
+mod key_values;
 mod latent_attention;
 mod linear;
 mod norm;
@@ -8,6 +9,7 @@ mod rope;
 mod swiglu;
 
 pub use attention::GroupedQueryAttention;
+pub use key_values::KeyValues;
 pub use latent_attention::LatentAttention;
 pub use linear::Linear;
 pub use norm::{LayerNorm, RmsNorm};
@@ -47,6 +49,8 @@ impl Attention {
         }
     }
 
+    /// With a `past`, the tokens are those that follow it; it then has them, too.
+    ///
     /// # Shapes
     /// `hidden_states`: `[batch, sequence, hidden_size]`, and so is the result.
     pub fn forward(
@@ -54,10 +58,11 @@ impl Attention {
         hidden_states: Tensor<3>,
         rotary: &RotaryEmbedding,
         mask: Option<&SequenceMask>,
+        past: Option<&mut KeyValues>,
     ) -> Tensor<3> {
         match self {
-            Self::GroupedQuery(attention) => attention.forward(hidden_states, rotary, mask),
-            Self::Latent(attention) => attention.forward(hidden_states, rotary, mask),
+            Self::GroupedQuery(attention) => attention.forward(hidden_states, rotary, mask, past),
+            Self::Latent(attention) => attention.forward(hidden_states, rotary, mask, past),
         }
     }
 }

@@ -8,6 +8,7 @@ pub mod doctor;
 pub mod estimate;
 pub mod eval;
 pub mod export;
+mod generate;
 pub mod import;
 pub mod lab;
 pub mod replay;
@@ -30,6 +31,7 @@ pub fn run(cli: Cli) -> Result<Outcome, TrainError> {
     match command {
         Command::Train(args) => train::run(&args, verbosity),
         Command::Eval(args) => eval::run(&args, verbosity),
+        Command::Generate(args) => generate::run(&args, verbosity),
         Command::Bench(args) => bench::run(&args),
         Command::Export(args) => export::run(&args),
         Command::Import(args) => import::run(&args),
