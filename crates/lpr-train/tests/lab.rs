@@ -104,6 +104,10 @@ fn a_table_of_the_paper_shares_runs_with_others_and_names_its_values() {
         table.contains("| 5.010 | ") && table.contains("alignment weight"),
         "{table}"
     );
+    assert!(
+        table.contains("/*.jsonl with the tokenizer bytes; evaluated on "),
+        "{table}"
+    );
     assert_eq!(run_folders(&out).len(), 4);
     // Its orthogonal row is the full router of table 2.
     let sixth = reproduce("table6");

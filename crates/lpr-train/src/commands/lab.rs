@@ -16,6 +16,7 @@ use crate::lab::grid::{Cell, Ended, Train, Trained, train_all};
 use crate::lab::paper::{Printed, base_config};
 use crate::lab::results::{ResultRow, csv, latex, markdown};
 use crate::page;
+use crate::page::html::number;
 use crate::report::{print_line, print_result};
 use crate::signals::StopRequest;
 
@@ -186,7 +187,8 @@ fn write_results(
         ));
         pages.extend(runs);
     }
-    let text = markdown(&title.text, title.note, &rows);
+    let note = [title.note, &data_of_all(variants, &pages)].join(" ");
+    let text = markdown(&title.text, note.trim(), &rows);
     let mut files = vec![
         (format!("{}.md", title.file), text.clone()),
         (format!("{}.csv", title.file), csv(&rows)),
@@ -201,6 +203,38 @@ fn write_results(
             .map_err(|error| TrainError::io(&path, error))?;
     }
     Ok(text)
+}
+
+/// What all runs were trained and evaluated on, in a sentence; empty if they differ in that.
+fn data_of_all(variants: &[Variant], runs: &[History]) -> String {
+    let of = |variant: &Variant| {
+        let data = &variant.config.data;
+        let names = |sources: &[String]| {
+            let ends: Vec<String> = sources.iter().map(|path| last_two_parts(path)).collect();
+            ends.join(", ")
+        };
+        let tokenizer = last_two_parts(&data.tokenizer);
+        (names(&data.train), tokenizer, names(&data.validation))
+    };
+    let Some(first) = variants.first().map(of) else {
+        return String::new();
+    };
+    let evaluation = runs.first().and_then(|run| run.evaluations.last());
+    let (Some(evaluation), true) = (evaluation, variants.iter().all(|v| of(v) == first)) else {
+        return String::new();
+    };
+    let (train, tokenizer, validation) = first;
+    let tokens = number(evaluation.value("tokens"));
+    format!(
+        "Trained on {train} with the tokenizer {tokenizer}; evaluated on {tokens} tokens of \
+         {validation}."
+    )
+}
+
+/// The end of a path: a file or pattern and its folder.
+fn last_two_parts(path: &str) -> String {
+    let parts: Vec<&str> = path.split('/').filter(|part| !part.is_empty()).collect();
+    parts[parts.len().saturating_sub(2)..].join("/")
 }
 
 /// Trains in processes of their own, so that one that dies takes nothing with it.
@@ -248,6 +282,12 @@ impl Train for Processes {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_path_is_told_by_its_end() {
+        assert_eq!(last_two_parts("/a/b/c-*.parquet"), "b/c-*.parquet");
+        assert_eq!(last_two_parts("bytes"), "bytes");
+    }
 
     #[test]
     fn values_are_split_at_commas_outside_of_lists_and_quotes() {
