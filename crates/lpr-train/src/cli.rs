@@ -9,12 +9,15 @@ use clap::{Args, Parser, Subcommand};
 
 mod lab;
 
-pub use lab::{AblateArgs, CompareArgs, GridArgs, ReportArgs, ReproduceArgs, WatchArgs};
+pub use lab::{
+    AblateArgs, CompareArgs, GridArgs, ReportArgs, ReproduceArgs, RoutingArgs, WatchArgs,
+};
 
 use crate::bench::Mode;
 use crate::bench::shape::BenchRouter;
 use crate::hugging_face::shards::ShardSize;
 use crate::report::Verbosity;
+use crate::routing::trace::MAX_POSITIONS;
 
 mod checkpoint;
 mod data;
@@ -95,6 +98,9 @@ pub enum Command {
     Reproduce(ReproduceArgs),
     /// Train a configuration with every combination of some values.
     Ablate(AblateArgs),
+    /// What experts specialize in, whether tokens keep their experts, and what the load would cost
+    /// under expert parallelism.
+    Routing(RoutingArgs),
     /// Follow a run from another terminal until it ends.
     Watch(WatchArgs),
     /// Check, measure and prepare data files; train a tokenizer on them.
@@ -152,6 +158,13 @@ pub struct TrainArgs {
     /// Show the load of every expert as bars, a line per layer, at each logged step.
     #[arg(long)]
     pub watch: bool,
+    /// Write the experts and weights that each layer's router chose for the first N positions of a
+    /// logged step, and of the validation data at an evaluation, to files in RUN/routing, for
+    /// `routing`. At most about 100 of each, evenly spaced, with 9 + 6 x layers x `top_k` bytes a
+    /// position: 65536 positions of 24 layers with 8 experts have 76 MB a file. Training is the same
+    /// with and without.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=MAX_POSITIONS))]
+    pub trace_routing: Option<u64>,
 }
 
 /// Whether and from where a run continues.

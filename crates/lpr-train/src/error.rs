@@ -68,6 +68,14 @@ pub enum TrainError {
     /// Nothing can be chosen from what a model says.
     #[error("the model's logits are not all finite; take a checkpoint from before it diverged")]
     LogitsNotFinite,
+    /// A routing trace may not be used.
+    #[error("{} is not a routing trace of this lpr-train: {reason}", path.display())]
+    Trace {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        reason: String,
+    },
     /// A checkpoint could not be written or may not be used.
     #[error(transparent)]
     Checkpoint(#[from] CheckpointError),
@@ -183,7 +191,7 @@ impl TrainError {
                 | RunDirError::NotOurs { .. },
             )
             | Self::Vocabulary { .. } => 2,
-            Self::Data(_) | Self::BadFiles { .. } => 3,
+            Self::Data(_) | Self::BadFiles { .. } | Self::Trace { .. } => 3,
             Self::Checkpoint(_)
             | Self::RunDir(RunDirError::Checkpoint(_))
             | Self::Folder(_)
@@ -233,7 +241,7 @@ mod tests {
             saved: "1".to_owned(),
             current: "2".to_owned(),
         };
-        let cases: [(TrainError, u8); 14] = [
+        let cases: [(TrainError, u8); 15] = [
             (TrainError::LogitsNotFinite, 5),
             (TrainError::io(&path, io()), 1),
             (TrainError::Output(io()), 1),
@@ -257,6 +265,13 @@ mod tests {
             (TrainError::Usage("x".to_owned()), 2),
             (RunDirError::HasCheckpoints { path: path.clone() }.into(), 2),
             (TrainError::BadFiles { bad: 1, total: 2 }, 3),
+            (
+                TrainError::Trace {
+                    path: path.clone(),
+                    reason: "damaged".to_owned(),
+                },
+                3,
+            ),
             (
                 CheckpointError::BadName {
                     name: "x".to_owned(),

@@ -8,8 +8,9 @@ use crate::balance::{BalanceError, LoadCounts};
 use crate::batch::MicroBatch;
 use crate::expert_tokens::TokenChoices;
 use crate::fault::{self, Point};
-use crate::load::DeviceLoad;
+use crate::load::{DeviceLoad, LayerLoad};
 use crate::record::{BalanceRecord, EvalSummary};
+use crate::routing::trace::{DeviceChoices, Recording};
 
 /// The sums of an evaluation.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -26,6 +27,8 @@ pub struct Evaluation {
     pub loads: Vec<LoadCounts>,
     /// Which experts took which tokens, on a sample of the data.
     pub token_choices: TokenChoices,
+    /// The choices for the first positions, if asked for.
+    pub recording: Option<Recording>,
     /// What the data loader had to say.
     pub warnings: Vec<String>,
 }
@@ -47,7 +50,7 @@ impl Evaluation {
         }
     }
 
-    /// Adds an evaluation of the same model on other data; its sample of token choices is left out.
+    /// Adds an evaluation of the same model on other data; its choices are left out.
     pub fn add(&mut self, other: &Self) {
         self.cross_entropy += other.cross_entropy;
         self.targets += other.targets;
@@ -76,7 +79,8 @@ impl Evaluation {
 }
 
 /// Runs `model` (without autodiff, see [`burn::module::Module::valid`]) over the batches of `loader`
-/// until `max_tokens` tokens were seen or the data ends. `None` if `stop` asked to end before that.
+/// until `max_tokens` tokens were seen or the data ends, and fills `recording`. `None` if `stop` asked
+/// to end before that.
 ///
 /// # Errors
 /// If the data cannot be read.
@@ -85,11 +89,15 @@ pub fn evaluate(
     mut loader: DataLoader,
     max_tokens: Option<u64>,
     device: &Device,
+    recording: Option<Recording>,
     stop: &dyn Fn() -> bool,
 ) -> Result<Option<Evaluation>, DataError> {
     let limit = max_tokens.unwrap_or(u64::MAX);
     let mut tokens = loader.position().tokens;
-    let mut found = Evaluation::default();
+    let mut found = Evaluation {
+        recording,
+        ..Evaluation::default()
+    };
     while tokens < limit {
         let Some(batch) = loader.next_batch()? else {
             break;
@@ -107,8 +115,22 @@ pub fn evaluate(
         let cross_entropy = model.cross_entropy_sum(output.hidden_states, batch.targets.clone());
         let cross_entropy = f64::from(cross_entropy.into_scalar::<f32>());
         found.add_batch(cross_entropy, num_targets, num_rows);
-        for (layer, routing) in output.routings.iter().enumerate() {
-            found.add_load(layer, &DeviceLoad::new(routing, &batch).read().counts);
+        let loads = output
+            .routings
+            .iter()
+            .map(|r| DeviceLoad::new(r, &batch).read());
+        let loads: Vec<LayerLoad> = loads.collect();
+        for (layer, load) in loads.iter().enumerate() {
+            found.add_load(layer, &load.counts);
+        }
+        let recording = found.recording.as_mut();
+        if let Some(recording) = recording.filter(|recording| recording.left() > 0) {
+            let left = recording.left();
+            let choices = output
+                .routings
+                .iter()
+                .map(|r| DeviceChoices::new(r, left).read());
+            recording.add(&read, choices.collect(), &loads);
         }
     }
     found.warnings = loader.warnings().iter().map(ToString::to_string).collect();

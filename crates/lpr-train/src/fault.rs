@@ -37,6 +37,10 @@ pub enum Point {
     CsvWrite,
     /// Appending to an event file of `TensorBoard`.
     EventsWrite,
+    /// Writing a file of the routing trace.
+    TraceWrite,
+    /// Removing one that a resumed run makes again.
+    TraceRemove,
     /// Writing a small file's temporary sibling: `latest`, the configuration, metrics to keep.
     ReplaceWrite,
     /// Making that sibling durable.

@@ -36,6 +36,7 @@ pub mod record;
 pub mod report;
 pub mod resume;
 pub mod router_swap;
+pub mod routing;
 pub mod run_dir;
 pub mod sampling;
 pub mod saver;

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use crate::config::hide_tokens;
 use crate::expert_tokens::ExpertTokens;
 use crate::record::{EvalRecord, StepRecord};
+use crate::routing::trace::Trace;
 use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 mod csv;
@@ -22,7 +23,7 @@ mod tests;
 
 pub use csv::{Csv, EVAL_FILE, TRAIN_FILE};
 pub use downloads::Downloads;
-pub use files::{ExpertTokensFile, JsonLines, TextLog};
+pub use files::{ExpertTokensFile, JsonLines, TextLog, TraceFiles};
 pub use tensorboard::{EVENTS_PREFIX, TensorBoard};
 
 /// How much a message matters.
@@ -83,6 +84,9 @@ pub trait Reporter {
     /// What the experts took in the evaluation just told.
     fn expert_tokens(&mut self, _found: &ExpertTokens) {}
 
+    /// What the routers chose in a step, or in the evaluation just told.
+    fn routing(&mut self, _trace: &Trace) {}
+
     /// Anything else, in words.
     fn message(&mut self, level: Level, text: &str);
 
@@ -138,6 +142,10 @@ impl Reporter for Reporters {
 
     fn expert_tokens(&mut self, found: &ExpertTokens) {
         self.each(|reporter| reporter.expert_tokens(found));
+    }
+
+    fn routing(&mut self, trace: &Trace) {
+        self.each(|reporter| reporter.routing(trace));
     }
 
     fn message(&mut self, level: Level, text: &str) {

@@ -9,6 +9,7 @@ use crate::cli::{Resume, TrainArgs};
 use crate::config::{RunConfig, resume_differences};
 use crate::error::TrainError;
 use crate::report::Level;
+use crate::routing::file;
 use crate::run_dir::{Earlier, RunDir};
 use crate::schedule::Schedule;
 use crate::session::{self, RunState};
@@ -104,7 +105,8 @@ pub fn open_run_dir(
     let run_dir = RunDir::open(config.run_dir(), earlier)?;
     let warnings = run_dir.warnings().iter().cloned();
     notes.extend(warnings.map(|text| (Level::Warning, text)));
-    for folder in [run_dir.path(), &run_dir.checkpoints()] {
+    let traces = run_dir.path().join(file::FOLDER);
+    for folder in [run_dir.path(), &run_dir.checkpoints(), &traces] {
         let cleaned = checkpoint::clean_leftovers(folder)?;
         for path in cleaned.removed {
             let text = format!("removed {}, left from a crash", path.display());

@@ -13,6 +13,7 @@ use crate::fault::{self, Point};
 use crate::load::{DeviceLoad, LayerLoad};
 use crate::objective::objective;
 use crate::optimizer::{GradientSum, Optimizer};
+use crate::routing::trace::{Choices, DeviceChoices};
 use crate::signals::StopRequest;
 use crate::spoil;
 
@@ -29,6 +30,8 @@ pub struct StepPlan {
     pub max_loss: f64,
     /// Gives up between two micro-batches when set.
     pub stop: StopRequest,
+    /// The routers' choices for so many of the first positions are part of the report.
+    pub traced_positions: usize,
 }
 
 impl StepPlan {
@@ -57,6 +60,8 @@ pub struct StepReport {
     pub num_tokens: usize,
     /// Per micro-batch and layer.
     pub loads: Vec<Vec<LayerLoad>>,
+    /// Per micro-batch and layer: the choices for the traced positions; no layers without any.
+    pub choices: Vec<Vec<Choices>>,
 }
 
 /// A step whose update was not applied.
@@ -124,6 +129,7 @@ pub fn train_step(
     let mut results = Vec::with_capacity(micro_batches.len());
     let mut statistics = Vec::new();
     let mut step_loads = step_loads(&model, router, micro_batches).into_iter();
+    let mut untraced = plan.traced_positions;
     for (batch, noise) in micro_batches.iter().zip(&plan.noise) {
         fault::reached(Point::StepMicroBatch);
         // Before the first one the caller has looked.
@@ -160,7 +166,9 @@ pub fn train_step(
             cross_entropy,
             router_losses,
             &output.routings,
+            untraced,
         ));
+        untraced = untraced.saturating_sub(batch.num_positions);
     }
     let after = span("clip and update");
     spoil::gradients(&mut gradients, &model);
@@ -279,6 +287,7 @@ struct MicroBatchResult {
     cross_entropy: Tensor<1>,
     router_losses: Vec<RouterLoss>,
     loads: Vec<DeviceLoad>,
+    choices: Vec<DeviceChoices>,
 }
 
 impl MicroBatchResult {
@@ -287,7 +296,9 @@ impl MicroBatchResult {
         cross_entropy: Tensor<1>,
         router_losses: Vec<RouterLoss>,
         routings: &[Routing],
+        traced: usize,
     ) -> Self {
+        let choices = routings.iter().filter(|_| traced > 0);
         let detached = |loss: RouterLoss| RouterLoss {
             value: loss.value.inner(),
             ..loss
@@ -296,6 +307,7 @@ impl MicroBatchResult {
             cross_entropy: cross_entropy.inner(),
             router_losses: router_losses.into_iter().map(detached).collect(),
             loads: routings.iter().map(|r| DeviceLoad::new(r, batch)).collect(),
+            choices: choices.map(|r| DeviceChoices::new(r, traced)).collect(),
         }
     }
 }
@@ -311,6 +323,7 @@ impl StepReport {
         let mut cross_entropy = 0.0;
         let mut router_losses: Vec<(&'static str, f64, f64)> = Vec::new();
         let mut loads = Vec::with_capacity(results.len());
+        let mut choices = Vec::with_capacity(results.len());
         for result in results {
             cross_entropy += scalar(result.cross_entropy);
             for (index, loss) in result.router_losses.into_iter().enumerate() {
@@ -321,6 +334,8 @@ impl StepReport {
                 }
             }
             loads.push(result.loads.into_iter().map(DeviceLoad::read).collect());
+            let chosen = result.choices.into_iter().map(DeviceChoices::read);
+            choices.push(chosen.collect());
         }
         let loss_ce = cross_entropy / step_targets.max(1) as f64;
         let weighted: f64 = router_losses.iter().map(|(_, v, w)| v * w).sum();
@@ -331,6 +346,7 @@ impl StepReport {
             grad_norm,
             num_tokens: micro_batches.iter().map(|b| b.num_tokens).sum(),
             loads,
+            choices,
         }
     }
 }

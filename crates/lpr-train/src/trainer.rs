@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use burn::module::Module;
 use burn::tensor::Device;
-use lpr_data::{DataError, DataLoader, TokenBatch, Tokenizer};
+use lpr_data::{DataError, DataLoader, Split, TokenBatch, Tokenizer};
 use lpr_model::CausalLm;
 
 use crate::balance::LoadCounts;
@@ -28,6 +28,7 @@ use crate::spoil;
 use crate::step::{StepPlan, StepReport, train_step};
 
 mod saving;
+mod tracing;
 mod unstable;
 
 /// Everything a run works with, apart from the model, which every step replaces.
@@ -54,6 +55,8 @@ pub struct Trainer<'a> {
     pub save: SaveRequest,
     /// Sees to it that the balancers live.
     pub watch: Watch<'a>,
+    /// How many positions of a logged step or an evaluation are traced, if any.
+    pub trace_routing: Option<usize>,
 }
 
 /// Time and tokens since the last logged step.
@@ -201,6 +204,7 @@ impl Trainer<'_> {
             noise: StepPlan::noise(self.config.train.seed, step, micro_batches.len()),
             max_loss: self.state.stability.max_loss(stability),
             stop: self.stop.clone(),
+            traced_positions: self.traced_positions(step + 1).unwrap_or(0),
         };
         let router = &self.config.router;
         let stepped = train_step(model, &mut self.optimizer, router, &micro_batches, &plan);
@@ -221,6 +225,7 @@ impl Trainer<'_> {
         self.state.stability.applied(stability, report.loss_ce);
         self.state.add_loads(&report.loads);
         self.state.step += 1;
+        self.trace_step(batches, &report);
         if let Some(last) = batches.last() {
             self.state.data = last.position.clone();
         }
@@ -274,7 +279,9 @@ impl Trainer<'_> {
         let max_tokens = self.config.eval.max_tokens;
         let stopped = || stop.is_set();
         let model = model.valid();
-        let found = match evaluate(&model, loader, max_tokens, &self.device, &stopped) {
+        let recording = self.evaluation_recording();
+        let device = &self.device;
+        let mut found = match evaluate(&model, loader, max_tokens, device, recording, &stopped) {
             Ok(Some(found)) => found,
             Ok(None) | Err(DataError::Interrupted) => return Ok(false),
             Err(error) => return Err(error.into()),
@@ -293,6 +300,7 @@ impl Trainer<'_> {
             .token_choices
             .summary(self.state.step, &self.tokenizer);
         self.reporter.expert_tokens(&tokens);
+        self.report_trace(Split::Validation, found.recording.take());
         Ok(true)
     }
 

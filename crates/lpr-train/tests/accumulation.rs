@@ -122,6 +122,7 @@ fn step_on(router: &RouterConfig, rows: usize, packing: Packing) -> (CausalLm, S
         noise: noise(rows),
         max_loss: f64::INFINITY,
         stop: lpr_train::signals::StopRequest::default(),
+        traced_positions: 0,
     };
     let batches = batches(rows, packing);
     train_step(model, &mut optimizer, router, &batches, &plan).unwrap()

@@ -106,6 +106,7 @@ impl Setup {
             noise: StepPlan::noise(1, 0, 2),
             max_loss: f64::INFINITY,
             stop: lpr_train::signals::StopRequest::default(),
+            traced_positions: 0,
         };
         let mut optimizer = Optimizer::new(&self.config.optimizer);
         let router = &self.config.router;
@@ -257,6 +258,7 @@ fn run(setup: &Setup, model: CausalLm) -> (Result<u8, (u8, String)>, u64) {
         reporter: &mut reporter,
         stop: StopRequest::default(),
         watch: Watch::new(config),
+        trace_routing: None,
     };
     let outcome = match trainer.run(model) {
         Ok(outcome) => Ok(outcome.exit_code()),

@@ -134,6 +134,7 @@ fn train(
         noise: StepPlan::noise(config.train.seed, step, 1),
         max_loss: f64::INFINITY,
         stop: StopRequest::default(),
+        traced_positions: 0,
     };
     let batches = std::slice::from_ref(batch);
     let (model, report) =

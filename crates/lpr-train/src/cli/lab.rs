@@ -6,6 +6,7 @@ use clap::Args;
 
 use super::ConfigArgs;
 use crate::lab::paper::{Artefact, Scale};
+use crate::routing::trace::MAX_POSITIONS;
 
 /// Arguments of `report`.
 #[derive(Clone, Debug, Args)]
@@ -35,6 +36,49 @@ pub struct WatchArgs {
     /// The folder of the run.
     #[arg(value_name = "RUN")]
     pub run: PathBuf,
+}
+
+/// Arguments of `routing`.
+#[derive(Clone, Debug, Args)]
+pub struct RoutingArgs {
+    /// The folder of the run, trained with `--trace-routing`.
+    #[arg(value_name = "RUN")]
+    pub run: PathBuf,
+    /// Make the traces again from the checkpoints in RUN, on the first N positions of its validation
+    /// data, instead of reading those of the training. Any run will do.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=MAX_POSITIONS))]
+    pub replay: Option<u64>,
+    /// Numbers of ranks to spread the experts over.
+    #[arg(
+        long,
+        value_name = "R1,R2",
+        value_delimiter = ',',
+        default_value = "2,4,8"
+    )]
+    #[arg(value_parser = clap::value_parser!(u64).range(1..=65_536))]
+    pub ranks: Vec<u64>,
+    /// An expert takes at most so many times its even share of a forward pass.
+    #[arg(
+        long,
+        value_name = "F1,F2",
+        value_delimiter = ',',
+        default_value = "1,1.25,1.5,2"
+    )]
+    #[arg(value_parser = capacity_factor)]
+    pub capacity_factor: Vec<f64>,
+    /// Print one JSON object.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// A factor that leaves some capacity.
+fn capacity_factor(text: &str) -> Result<f64, String> {
+    let factor: f64 = text.parse().map_err(|error| format!("{error}"))?;
+    if factor > 0.0 && factor <= 1e6 {
+        Ok(factor)
+    } else {
+        Err("must be above 0 and at most 1000000".to_owned())
+    }
 }
 
 /// What all grids have in common.

@@ -71,7 +71,7 @@ pub fn run(args: &EvalArgs, verbosity: Verbosity) -> Result<Outcome, TrainError>
     for config in &configs {
         let loader = session::open_validation(config, &tokenizer)?;
         let max_tokens = config.eval.max_tokens;
-        let found = evaluate(&model, loader, max_tokens, &device, &|| stop.is_set())?;
+        let found = evaluate(&model, loader, max_tokens, &device, None, &|| stop.is_set())?;
         let Some(found) = found else {
             return Ok(Outcome::StoppedEarly);
         };

@@ -13,6 +13,7 @@ pub mod import;
 pub mod lab;
 pub mod replay;
 pub mod report;
+pub mod routing;
 mod train;
 pub mod verify_resume;
 pub mod watch;
@@ -44,6 +45,7 @@ pub fn run(cli: Cli) -> Result<Outcome, TrainError> {
         Command::Compare(args) => report::compare(&args),
         Command::Reproduce(args) => lab::reproduce(&args),
         Command::Ablate(args) => lab::ablate(&args),
+        Command::Routing(args) => routing::run(&args, verbosity),
         Command::Watch(args) => watch::run(&args),
         Command::Data(command) => data::run(&command, verbosity),
         Command::Config(command) => config::run(&command),

@@ -49,6 +49,7 @@ pub fn run(args: &ReplayArgs) -> Result<Outcome, TrainError> {
         noise: Vec::new(),
         max_loss: f64::INFINITY,
         stop: StopRequest::default(),
+        traced_positions: 0,
     };
     let seed = skipped.seed;
     let batches = skipped.into_batches(config.model.decoder().vocab_size)?;

@@ -19,9 +19,11 @@ use crate::optimizer::Optimizer;
 use crate::process;
 use crate::report::{
     Bars, Console, Csv, ExpertTokensFile, JsonLines, Level, Reporter, Reporters, TensorBoard,
-    TextLog, Verbosity, print_result,
+    TextLog, TraceFiles, Verbosity, print_result,
 };
 use crate::resume::{self, Notes, Origin};
+use crate::routing::file;
+use crate::routing::trace::MAX_TRACES;
 use crate::run_dir::{REPORT_FILE, RunDir};
 use crate::saver::Saver;
 use crate::session::{self, EvalPoint, RunState};
@@ -61,6 +63,7 @@ pub fn run(args: &TrainArgs, verbosity: Verbosity) -> Result<Outcome, TrainError
     };
     loader.interrupt_by(stop.flag());
     notes.extend(space_warning(&run_dir, &config));
+    notes.extend(trace_note(args, &config, &run_dir));
 
     let last_step = origin.as_ref().map(|origin| origin.checkpoint.step());
     let (model, optimizer, state) = open_model(&config, origin, &loader, &device)?;
@@ -85,6 +88,7 @@ pub fn run(args: &TrainArgs, verbosity: Verbosity) -> Result<Outcome, TrainError
         stop,
         save: save.or_file_in(run_dir.path()),
         watch: Watch::new(&config),
+        trace_routing: args.trace_routing.map(|positions| positions as usize),
     };
     let outcome = trainer.run(model);
     let state = trainer.state;
@@ -120,6 +124,23 @@ fn space_warning(run_dir: &RunDir, config: &RunConfig) -> Option<(Level, String)
         );
         (Level::Warning, text)
     })
+}
+
+/// Says how large the routing traces may become.
+fn trace_note(args: &TrainArgs, config: &RunConfig, run_dir: &RunDir) -> Option<(Level, String)> {
+    let positions = args.trace_routing?;
+    let steps = config.total_steps();
+    let traces = |every| {
+        let times = steps.checked_div(every).unwrap_or(0);
+        times.min(MAX_TRACES) + 1
+    };
+    let text = format!(
+        "routing traces of {positions} positions, at most {} files of about {} kB, go to {}",
+        traces(config.log.every_steps) + traces(config.eval.every_steps) + 1,
+        file::size(positions, &config.model.decoder()).div_ceil(1000),
+        run_dir.path().join(file::FOLDER).display()
+    );
+    Some((Level::Info, text))
 }
 
 /// Weights, optimizer and state of the checkpoint, or those that a run starts with.
@@ -166,14 +187,15 @@ fn reporters(
     last_step: Option<u64>,
     sinks: &[Sink],
 ) -> Result<Reporters, TrainError> {
+    let to_io = |error| TrainError::io(run_dir.path(), error);
     let (metrics, log) = (run_dir.open_metrics(last_step)?, run_dir.open_log()?);
     let mut list: Vec<Box<dyn Reporter>> = vec![
         Box::new(console),
         Box::new(JsonLines::new(run_dir.metrics(), metrics)),
         Box::new(TextLog::new(log)),
         Box::new(ExpertTokensFile::new(run_dir.path())),
+        Box::new(TraceFiles::new(run_dir.path(), last_step).map_err(to_io)?),
     ];
-    let to_io = |error| TrainError::io(run_dir.path(), error);
     for sink in sinks {
         list.push(match sink {
             Sink::Tensorboard => {

@@ -1,7 +1,7 @@
 //! The files that records go to.
 
 use std::fs::File;
-use std::io::Write;
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
 use serde::Serialize;
@@ -11,6 +11,8 @@ use crate::config::hide_tokens;
 use crate::expert_tokens::ExpertTokens;
 use crate::fault::{self, Point};
 use crate::record::{EvalRecord, StepRecord};
+use crate::routing::file;
+use crate::routing::trace::Trace;
 use crate::run_dir::{EXPERT_TOKENS_FILE, LOG_FILE, METRICS_FILE, reopen_metrics};
 use crate::{atomic_file, clock};
 
@@ -144,6 +146,62 @@ impl Reporter for ExpertTokensFile {
     }
 
     fn message(&mut self, _level: Level, _text: &str) {}
+
+    fn take_failure(&mut self) -> Option<String> {
+        self.failure.take()
+    }
+}
+
+/// The folder `routing`: a file for each trace.
+pub struct TraceFiles {
+    run: PathBuf,
+    failed: bool,
+    failure: Option<String>,
+}
+
+impl TraceFiles {
+    /// Adds to the folder in that of a run, after removing the files of steps after `last_step`, or
+    /// all of them.
+    ///
+    /// # Errors
+    /// Those of the file system.
+    pub fn new(run: &Path, last_step: Option<u64>) -> io::Result<Self> {
+        file::remove_after(run, last_step)?;
+        Ok(Self {
+            run: run.to_path_buf(),
+            failed: false,
+            failure: None,
+        })
+    }
+}
+
+impl Reporter for TraceFiles {
+    fn step(&mut self, _record: &StepRecord) {}
+
+    fn evaluation(&mut self, _record: &EvalRecord) {}
+
+    fn routing(&mut self, trace: &Trace) {
+        let Err(error) = file::write(&self.run, trace) else {
+            return;
+        };
+        if !self.failed {
+            self.failed = true;
+            self.failure = Some(format!(
+                "cannot write the routing trace of step {}: {error}; training goes on without it",
+                trace.step
+            ));
+        }
+    }
+
+    fn message(&mut self, _level: Level, _text: &str) {}
+
+    fn rewind(&mut self, step: u64) {
+        if let Err(error) = file::remove_after(&self.run, Some(step)) {
+            self.failure = Some(format!(
+                "cannot remove the routing traces after step {step}: {error}"
+            ));
+        }
+    }
 
     fn take_failure(&mut self) -> Option<String> {
         self.failure.take()

@@ -107,6 +107,7 @@ fn train(golden: &Golden, folder: &str) -> (TensorMap, Vec<(StepReport, f64)>) {
             noise: micro_steps.map(noise).collect(),
             max_loss: f64::INFINITY,
             stop: lpr_train::signals::StopRequest::default(),
+            traced_positions: 0,
         };
         let (next, report) = train_step(model, &mut optimizer, &router, &batches, &plan).unwrap();
         model = next;
