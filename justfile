@@ -22,6 +22,10 @@ test:
 docs:
     RUSTDOCFLAGS="-D warnings" cargo doc --release --workspace --no-deps
 
+# Writes docs/cli.md, docs/config.md and docs/config.schema.json from the definitions.
+reference:
+    LPR_UPDATE_DOCS=1 cargo test --release --workspace --test reference
+
 # Reference vectors only; LPR_GOLDEN_DIR=... for another set.
 parity:
     cargo test --release --workspace --test parity -- --nocapture

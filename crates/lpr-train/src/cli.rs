@@ -22,10 +22,12 @@ use crate::routing::trace::MAX_POSITIONS;
 mod checkpoint;
 mod data;
 mod generate;
+mod tools;
 
 pub use checkpoint::{CheckpointCommand, CheckpointDirArgs, CheckpointPruneArgs, VerifyResumeArgs};
 pub use data::{DataBenchArgs, DataCheckArgs, DataCommand, DataPrepareArgs, DataTokenizerArgs};
 pub use generate::GenerateArgs;
+pub use tools::{CompletionsArgs, EstimateArgs, ManArgs};
 
 /// Pre-trains Mixture-of-Experts language models and shows what the router does.
 ///
@@ -109,6 +111,10 @@ pub enum Command {
     /// Write or check configuration files.
     #[command(subcommand)]
     Config(ConfigCommand),
+    /// Print the completion script of a shell.
+    Completions(CompletionsArgs),
+    /// Print the page of the manual, or write a page for every command.
+    Man(ManArgs),
 }
 
 /// What configures a run.
@@ -347,17 +353,6 @@ pub struct DoctorArgs {
     pub json: bool,
 }
 
-/// Arguments of `estimate`.
-#[derive(Clone, Debug, Args)]
-pub struct EstimateArgs {
-    /// The configuration; only the model, the router and the sequence length matter.
-    #[command(flatten)]
-    pub config: ConfigArgs,
-    /// Print one JSON object.
-    #[arg(long)]
-    pub json: bool,
-}
-
 /// `config ..`
 #[derive(Debug, Subcommand)]
 pub enum ConfigCommand {
@@ -375,8 +370,10 @@ pub enum ConfigCommand {
         #[command(flatten)]
         config: ConfigArgs,
     },
-    /// Print the JSON Schema of the configuration.
+    /// Print the JSON Schema of the configuration, for editors.
     Schema,
+    /// Print every key with its meaning, values and default, as Markdown.
+    Reference,
 }
 
 impl Cli {

@@ -14,7 +14,7 @@ fn main() -> ExitCode {
         Ok(outcome) => outcome.exit_code().into(),
         Err(error) => {
             let code = error.exit_code();
-            print_line(&format!("error: {:#}", anyhow::Error::new(error)));
+            print_line(&format!("error: {}", error.chain()));
             code.into()
         }
     }

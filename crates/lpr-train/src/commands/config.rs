@@ -1,4 +1,4 @@
-//! `lpr-train config init|check|schema`
+//! `lpr-train config init|check|schema|reference`
 
 use std::fs::File;
 use std::io::{ErrorKind, Write};
@@ -28,6 +28,7 @@ pub fn run(command: &ConfigCommand) -> Result<Outcome, TrainError> {
             print_result(check(files, config)?.to_toml().trim_end())
         }
         ConfigCommand::Schema => print_result(&format!("{:#}", config::json_schema())),
+        ConfigCommand::Reference => print_result(config::reference().trim_end()),
     }
     .map_err(TrainError::Output)?;
     Ok(Outcome::Done)

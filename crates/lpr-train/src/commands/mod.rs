@@ -2,6 +2,7 @@
 
 pub mod bench;
 pub mod checkpoint;
+pub mod completions;
 pub mod config;
 pub mod data;
 pub mod doctor;
@@ -11,6 +12,7 @@ pub mod export;
 mod generate;
 pub mod import;
 pub mod lab;
+pub mod man;
 pub mod replay;
 pub mod report;
 pub mod routing;
@@ -49,6 +51,8 @@ pub fn run(cli: Cli) -> Result<Outcome, TrainError> {
         Command::Watch(args) => watch::run(&args),
         Command::Data(command) => data::run(&command, verbosity),
         Command::Config(command) => config::run(&command),
+        Command::Completions(args) => completions::run(args),
+        Command::Man(args) => man::run(&args),
     }
 }
 

@@ -19,6 +19,7 @@ mod layers;
 mod load;
 mod preset;
 mod problem;
+mod reference;
 mod rules;
 mod schema;
 mod template;
@@ -26,12 +27,14 @@ mod value;
 
 pub use compare::{Difference, Differences, resume_differences};
 pub use problem::{ConfigErrors, Place, Problem, hide_tokens};
+pub use reference::reference;
 pub use rules::DEVICE_NAMES;
 pub use template::template;
 
 /// Everything that decides what a run computes and where it writes.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
+#[schemars(title = "Configuration of lpr-train")]
 pub struct RunConfig {
     /// The architecture and its sizes.
     pub model: FamilyConfig,

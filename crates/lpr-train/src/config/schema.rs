@@ -31,6 +31,13 @@ pub struct Fields<'a> {
     required: &'a [Json],
 }
 
+impl Fields<'_> {
+    /// Whether a table without the key is refused.
+    pub fn requires(&self, key: &str) -> bool {
+        self.required.iter().any(|name| name == key)
+    }
+}
+
 impl Schema {
     /// The schema of `T`.
     pub fn of<T: schemars::JsonSchema>() -> Self {

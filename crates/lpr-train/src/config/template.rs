@@ -32,7 +32,7 @@ total_steps = 200
 "#;
 
 /// The order in which the sections are written.
-const SECTIONS: [&str; 10] = [
+pub(super) const SECTIONS: [&str; 10] = [
     "model",
     "router",
     "data",
@@ -55,7 +55,10 @@ pub fn template() -> String {
     let values = serde_json::to_value(&config)
         .expect("a configuration consists of numbers, words and lists");
     let schema = Schema::of::<RunConfig>();
-    let mut text = "# A run of lpr-train. Keys with a default are shown as comments.\n".to_owned();
+    let mut text = "# A run of lpr-train. Keys with a default are shown as comments.\n\
+        # For completion and checks in editors: `lpr-train config schema > lpr-train.schema.json`, and\n\
+        # as the first line of this file `#:schema ./lpr-train.schema.json`.\n"
+        .to_owned();
     for (section, node) in SECTIONS
         .iter()
         .filter_map(|name| schema.sections().find(|(other, _)| other == name))
@@ -115,11 +118,11 @@ fn in_example(section: &str, key: &str) -> bool {
         .is_some()
 }
 
-fn one_line(text: &str) -> String {
+pub(super) fn one_line(text: &str) -> String {
     text.split_whitespace().collect::<Vec<_>>().join(" ")
 }
 
 /// JSON numbers, words and lists are written the same way in TOML.
-fn toml_of(value: &Json) -> String {
+pub(super) fn toml_of(value: &Json) -> String {
     value.to_string()
 }

@@ -7,14 +7,22 @@ use super::layers::{Item, Node};
 
 /// The words that a value may be, if the schema is a choice of words.
 pub fn choices(schema: &Json) -> Vec<&str> {
+    let described = described_choices(schema).into_iter();
+    described.map(|(word, _)| word).collect()
+}
+
+/// The words that a value may be, each with its meaning where the schema tells it. Choices with
+/// and without one come in different forms.
+pub fn described_choices(schema: &Json) -> Vec<(&str, &str)> {
+    let meaning = schema["description"].as_str().unwrap_or_default();
+    if let Some(word) = schema["const"].as_str() {
+        return vec![(word, meaning)];
+    }
     let list = |name: &str| schema[name].as_array().into_iter().flatten();
     let listed = list("enum").filter_map(Json::as_str);
-    // Choices with and without a description come in different forms.
-    schema["const"]
-        .as_str()
-        .into_iter()
-        .chain(listed)
-        .chain(list("oneOf").flat_map(choices))
+    listed
+        .map(|word| (word, ""))
+        .chain(list("oneOf").flat_map(described_choices))
         .collect()
 }
 
@@ -87,11 +95,12 @@ pub fn range_of(schema: &Json) -> String {
     }
 }
 
-/// A number without a needless fraction.
+/// A number without a needless fraction. Large integers are no floats.
 fn plain(value: &Json) -> String {
-    value
-        .as_f64()
-        .map_or_else(|| value.to_string(), |number| number.to_string())
+    match value.as_f64() {
+        Some(number) if value.is_f64() => number.to_string(),
+        _ => value.to_string(),
+    }
 }
 
 pub fn length_of(schema: &Json) -> String {

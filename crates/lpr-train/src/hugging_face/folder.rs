@@ -6,7 +6,7 @@ use std::fmt;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use half::{bf16, f16};
+use burn::tensor::{bf16, f16};
 use lpr_model::parameters::{HostTensor, TensorMap};
 use safetensors::tensor::TensorView;
 use safetensors::{Dtype, SafeTensors};
