@@ -51,6 +51,7 @@ pub use position::{Cursor, DataPosition, SourcePosition};
 pub use prepare::{Prepared, prepare};
 pub use prepared::PreparedProblem;
 pub use sequences::IGNORE_INDEX;
+pub use shuffle::MAX_WINDOW_BYTES as SHUFFLE_WINDOW_BYTES;
 pub use split::Split;
 pub use tokenizer::Tokenizer;
 pub use tokenizer_training::{TrainedTokenizer, train_tokenizer};

@@ -11,7 +11,7 @@ use crate::random::{key, permutation};
 
 /// A window ends when its texts reach this size, so that memory is bounded: two windows, and the
 /// document that ends each.
-const MAX_WINDOW_BYTES: usize = 1 << 25;
+pub const MAX_WINDOW_BYTES: usize = 1 << 25;
 
 /// The documents of a source, in file order or shuffled.
 pub(crate) struct OrderedDocuments {

@@ -203,6 +203,26 @@ impl Blocks {
     }
 }
 
+/// What the portable operation makes beyond its one block per expert.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Overflow {
+    /// Blocks, each with a copy of its expert's projections.
+    pub blocks: usize,
+    /// Rows of these blocks.
+    pub rows: usize,
+}
+
+/// The overflow of the portable operation if all tokens choose the same experts, which is the most
+/// there can be. The kernels of the CPU have one row for each choice and no blocks.
+pub fn portable_overflow(tokens: usize, num_experts: usize, top_k: usize) -> Overflow {
+    let capacity = tokens.saturating_mul(top_k).div_ceil(num_experts).max(1);
+    let blocks = top_k * (tokens.div_ceil(capacity).max(1) - 1);
+    Overflow {
+        blocks,
+        rows: blocks.saturating_mul(capacity),
+    }
+}
+
 /// The operation with a kernel of its own.
 #[backend_extension(Flex, Autodiff)]
 pub(crate) trait Experts: Backend {
@@ -556,5 +576,25 @@ mod tests {
         let case = Case::crowded([1, 1, 1], 2, -1);
         let ones = case.lens().map(|len| vec![1.0; len]);
         evaluate(case.op(), &ones, DType::F64);
+    }
+
+    #[test]
+    fn the_overflow_of_a_crowded_batch_is_what_the_blocks_make_of_it() {
+        for (tokens, num_experts, top_k) in
+            [(12, 4, 1), (12, 4, 2), (7, 5, 3), (6, 2, 2), (1, 8, 2)]
+        {
+            let choices = (0..tokens).flat_map(|_| 0..top_k as i64);
+            let blocks = Blocks::new(&choices.collect::<Vec<_>>(), num_experts, top_k);
+            let found = portable_overflow(tokens, num_experts, top_k);
+            assert_eq!(
+                found.blocks,
+                blocks.overflow_experts.len(),
+                "{tokens} {num_experts}"
+            );
+            let rows = blocks.token_of_row.len() - num_experts * blocks.capacity;
+            assert_eq!(found.rows, rows, "{tokens} {num_experts}");
+        }
+        // 12 rows for one of 4 experts with room for 3 each: 3 more blocks.
+        assert_eq!(portable_overflow(12, 4, 1), Overflow { blocks: 3, rows: 9 });
     }
 }

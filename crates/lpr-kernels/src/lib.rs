@@ -54,10 +54,10 @@ pub use attention::{SequenceMask, causal_attention};
 pub use cpu::{
     InstructionSet, ProductPrecision, has_bf16_products, instruction_set, set_product_precision,
 };
-pub use experts::experts;
+pub use experts::{Overflow, experts, portable_overflow};
 pub use layer_norm::layer_norm_silu;
 pub use linear::{exact_linear, linear};
-pub use linear_cross_entropy::{IGNORE_INDEX, linear_cross_entropy};
+pub use linear_cross_entropy::{IGNORE_INDEX, cross_entropy_rows, linear_cross_entropy};
 pub use norm::rms_norm;
 pub use rotary::rotary;
 pub use squared_norm::squared_norm;

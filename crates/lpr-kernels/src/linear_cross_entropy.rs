@@ -74,6 +74,11 @@ pub fn linear_cross_entropy(
     portable(&hidden_states, &weight, &targets)
 }
 
+/// How many rows have their logits at the same time, at most, while gradients are made on the CPU.
+pub fn cross_entropy_rows(vocab: usize) -> usize {
+    kernel::chunk_rows(vocab)
+}
+
 /// The operation in plain tensor operations, a chunk of rows at a time.
 ///
 /// The gradients are made with the loss, so that the logits of a chunk can go before those of the

@@ -175,6 +175,26 @@ impl AttentionConfig {
         }
     }
 
+    /// How many numbers the attention of a layer keeps of each position for the backward pass on the
+    /// CPU, beside the hidden state it is given: what its norms and projections read; queries, keys,
+    /// values; its result and a log-sum per head.
+    pub fn kept_per_token(&self) -> usize {
+        match self {
+            Self::GroupedQuery(config) => {
+                let queries = config.num_attention_heads * config.head_dim;
+                let keys = config.num_key_value_heads * config.head_dim;
+                let normed = config.qk_norm_eps.map_or(0, |_| queries + keys);
+                normed + 2 * queries + 2 * keys + config.num_attention_heads
+            }
+            Self::Latent(config) => {
+                let latents = 2 * (config.q_lora_rank.unwrap_or(0) + config.kv_lora_rank);
+                let query_dim = config.qk_nope_head_dim + config.qk_rope_head_dim;
+                let head = 2 * query_dim + 2 * config.v_head_dim + 1;
+                latents + config.num_attention_heads * head
+            }
+        }
+    }
+
     fn validate(&self) -> Vec<ConfigProblem> {
         let mut problems = Vec::new();
         let width_key = match self {

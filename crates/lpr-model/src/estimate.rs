@@ -13,6 +13,9 @@
 //! T is the length of a sequence that is one document, `(T + 1) / 2` the mean number of positions that a
 //! causal query sees. Norms, activations, softmax, rotations, the embedding's look-up and losses count
 //! nothing. A training step costs about three times as much (one forward, two backward).
+//!
+//! Activations are what a position leaves in memory between the forward and the backward pass of the
+//! CPU kernels, in 32-bit floats: what each operation keeps, and nothing that it computes again.
 
 use burn::tensor::Device;
 use serde::Serialize;
@@ -36,6 +39,8 @@ pub struct PartCost {
     pub active_params: u64,
     /// Forward pass.
     pub flops_per_token: u64,
+    /// Numbers kept for the backward pass.
+    pub activations_per_token: u64,
 }
 
 /// What a model costs.
@@ -53,6 +58,10 @@ pub struct Estimate {
     pub flops_per_token_without_head: u64,
     /// Forward and backward pass.
     pub training_flops_per_token: u64,
+    /// Numbers that a position leaves for the backward pass.
+    pub activations_per_token: u64,
+    /// Of the largest tensor.
+    pub largest_tensor: u64,
     /// T: positions of the sequence that the attention was estimated for.
     pub sequence_length: u64,
     /// The parts that the model has; the figures above are their sums.
@@ -83,12 +92,15 @@ pub fn estimate(
         params: 0,
         active_params: 0,
         flops_per_token: 0,
+        activations_per_token: 0,
     });
+    let mut largest_tensor = 0;
     let (num_experts, top_k) = (decoder.moe.num_experts as u64, decoder.moe.top_k as u64);
     for (name, shape) in trained_shapes(&model) {
         let index = PARTS.iter().position(|(_, part)| name.contains(part));
         let part = &mut parts[index.unwrap_or(PARTS.len() - 1)];
         let size = shape.iter().product::<usize>() as u64;
+        largest_tensor = largest_tensor.max(size);
         let active = match part.name {
             "experts" => size / num_experts * top_k,
             _ => size,
@@ -108,17 +120,45 @@ pub fn estimate(
             "head" => 2 * (decoder.vocab_size * decoder.hidden_size) as u64,
             _ => part.flops_per_token,
         };
+        part.activations_per_token = activations(part.name, decoder, router) as u64;
     }
-    Estimate::new(&parts, sequence_length as u64)
+    Estimate {
+        largest_tensor,
+        ..Estimate::new(&parts, sequence_length as u64)
+    }
+}
+
+/// What all layers of a part keep of a position.
+fn activations(part: &str, decoder: &DecoderConfig, router: &RouterConfig) -> usize {
+    /// Numbers in three lists of 64-bit places, by which a choice finds its row and back.
+    const ROUTES: usize = 6;
+    let (hidden, moe) = (decoder.hidden_size, &decoder.moe);
+    let (layers, moe_layers) = (decoder.num_hidden_layers, decoder.num_moe_layers());
+    match part {
+        // What it reads.
+        "attention" => layers * (hidden + decoder.attention.kept_per_token()),
+        "router" => moe_layers * router.kept_per_token(&sizes(decoder)) as usize,
+        // What it reads, gates and ups of each choice.
+        "experts" => moe_layers * (hidden + moe.top_k * (2 * moe.moe_intermediate_size + ROUTES)),
+        // Gates, ups and their product.
+        "shared_experts" => moe_layers * 3 * moe.shared_intermediate_size,
+        "dense" => (layers - moe_layers) * (hidden + 3 * decoder.dense_intermediate_size),
+        // What two norms of each layer and the last one read.
+        "norms" => (2 * layers + 1) * hidden,
+        _ => 0,
+    }
 }
 
 fn router_flops(decoder: &DecoderConfig, router: &RouterConfig) -> u64 {
-    let sizes = RouterSizes {
+    2 * router.macs_per_token(&sizes(decoder)) * decoder.num_moe_layers() as u64
+}
+
+fn sizes(decoder: &DecoderConfig) -> RouterSizes {
+    RouterSizes {
         hidden_size: decoder.hidden_size,
         num_experts: decoder.moe.num_experts,
         top_k: decoder.moe.top_k,
-    };
-    2 * router.macs_per_token(&sizes) * decoder.num_moe_layers() as u64
+    }
 }
 
 /// Queries times keys, probabilities times values.
@@ -140,6 +180,8 @@ impl Estimate {
             flops_per_token,
             flops_per_token_without_head: flops_per_token - head,
             training_flops_per_token: TRAINING_FACTOR * flops_per_token,
+            activations_per_token: sum(|part| part.activations_per_token),
+            largest_tensor: 0,
             sequence_length,
             parts: parts
                 .iter()

@@ -85,7 +85,7 @@ pub enum Command {
     Replay(ReplayArgs),
     /// What this build and machine can do; with --config, whether each balancer works.
     Doctor(DoctorArgs),
-    /// Parameters and floating-point operations of a configuration's model; nothing is loaded.
+    /// Parameters, floating-point operations, memory and time of a run; nothing is loaded.
     Estimate(EstimateArgs),
     /// List, verify and remove checkpoints.
     #[command(subcommand)]

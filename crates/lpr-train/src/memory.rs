@@ -1,8 +1,13 @@
-//! Whether a run fits into the memory that there is, as far as that is certain beforehand.
+//! What training takes of memory, part by part, and whether there is as much.
+//!
+//! The parts are those of the CPU kernels, which keep 32-bit floats whatever they multiply, so they
+//! are the same for every `train.precision`. `docs/memory.md` compares their sum with measured runs.
 
 use std::fmt::Write as _;
 use std::path::Path;
 
+use lpr_data::SHUFFLE_WINDOW_BYTES;
+use lpr_kernels::{cross_entropy_rows, portable_overflow};
 use lpr_model::estimate::Estimate;
 use serde::Serialize;
 
@@ -10,53 +15,125 @@ use crate::config::RunConfig;
 
 /// Bytes of a 32-bit float.
 const FLOAT: u64 = 4;
-/// Weights, their gradients and the two averages of AdamW.
-const COPIES: u64 = 4;
-/// Hidden states of a layer that the backward pass needs: what goes into attention and into the
-/// experts.
-const STATES_PER_LAYER: u64 = 2;
+/// Averages that AdamW keeps of every gradient.
+const AVERAGES: u64 = 2;
+/// Bytes of a position of a batch: ids, targets, documents, positions and whether it is a token, as
+/// read and as tensors.
+const POSITION: u64 = 57;
+/// The program before it has read anything.
+const PROGRAM: u64 = 14 << 20;
 
-/// The least memory that training takes. What is not counted (the states inside of layers, the
-/// logits, the tokenizer, other copies for a moment) comes on top, so a run that seems to fit may not.
+/// Memory of a training run, in bytes. The allocator keeps what is freed, so that the parts add up
+/// although they are not all at their largest at the same time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-pub struct LeastMemory {
-    /// Weights, gradients and averages, in bytes.
-    pub parameter_bytes: u64,
-    /// Hidden states of a micro-batch, in bytes.
-    pub state_bytes: u64,
+pub struct Memory {
+    /// Of the model.
+    pub weights: u64,
+    /// Of a step; with several micro-batches their sum and those of the newest one.
+    pub gradients: u64,
+    /// Both averages of AdamW.
+    pub optimizer: u64,
+    /// What a micro-batch leaves for the backward pass.
+    pub activations: u64,
+    /// Of the fused head: the logits of as many rows as exist at a time, and the gradient of the
+    /// hidden states.
+    pub head: u64,
+    /// Of the largest operation while it runs: the experts' backward pass.
+    pub workspace: u64,
+    /// The batches of a step, and the windows of a shuffled source at their largest.
+    pub data: u64,
+    /// The program itself.
+    pub program: u64,
+    /// The sum of the above.
+    pub total: u64,
+    /// More while a checkpoint is written: weights and averages that the next step replaces, and a
+    /// copy of the largest tensor.
+    pub snapshot: u64,
+    /// A bound below the total: what is certainly there at one time.
+    pub least: u64,
 }
 
-impl LeastMemory {
+/// More memory than with an even load, in bytes, if all tokens of a micro-batch choose the same
+/// experts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct LoadSkew {
+    /// Of the CPU kernels: none, since they keep a row for each choice, whichever expert it is.
+    pub cpu_kernels: u64,
+    /// Of the portable operation, which pads all experts to one length and copies the weights of
+    /// those with more rows.
+    pub portable: u64,
+}
+
+impl Memory {
     /// For training as `config` says, whose model was estimated.
     pub fn new(config: &RunConfig, model: &Estimate) -> Self {
         let decoder = config.model.decoder();
-        let rows = config.train.micro_batch_size as u64;
-        let positions = rows.saturating_mul(config.data.sequence_length as u64);
-        let states = STATES_PER_LAYER * decoder.num_hidden_layers as u64;
-        Self {
-            parameter_bytes: model.total_params.saturating_mul(FLOAT * COPIES),
-            state_bytes: (positions.saturating_mul(decoder.hidden_size as u64))
-                .saturating_mul(states * FLOAT),
-        }
+        let (hidden, moe) = (decoder.hidden_size as u64, &decoder.moe);
+        let positions = positions(config);
+        let floats = |count: u64| count.saturating_mul(FLOAT);
+        let per_position = |count: u64| floats(positions.saturating_mul(count));
+        let (params, micro_batches) =
+            (model.total_params, config.train.gradient_accumulation_steps);
+        let rows = cross_entropy_rows(decoder.vocab_size) as u64;
+        let logits = positions.min(rows) * (decoder.vocab_size as u64 + hidden);
+        let of_choice = hidden + moe.moe_intermediate_size as u64;
+        let windows = if config.data.shuffle {
+            config.data.weights.len().max(1) as u64 * SHUFFLE_WINDOW_BYTES as u64
+        } else {
+            0
+        };
+        let mut memory = Self {
+            weights: floats(params),
+            gradients: floats(params) * if micro_batches > 1 { 2 } else { 1 },
+            optimizer: floats(params) * AVERAGES,
+            activations: per_position(model.activations_per_token),
+            head: floats(logits).saturating_add(per_position(hidden)),
+            workspace: per_position(moe.top_k as u64 * of_choice + 3 * hidden),
+            data: (positions.saturating_mul(POSITION * micro_batches as u64))
+                .saturating_add(windows),
+            program: PROGRAM,
+            total: 0,
+            snapshot: floats(params) * (1 + AVERAGES) + floats(model.largest_tensor),
+            least: 0,
+        };
+        memory.total = memory
+            .parts()
+            .iter()
+            .fold(0, |sum: u64, (_, bytes)| sum.saturating_add(*bytes));
+        // The activations go while the gradients come.
+        let either = floats(params).max(memory.activations);
+        memory.least = (memory.weights + memory.optimizer).saturating_add(either);
+        memory
     }
 
-    /// All of it, in bytes.
-    pub fn total(&self) -> u64 {
-        self.parameter_bytes.saturating_add(self.state_bytes)
+    /// The parts of the total with their names.
+    pub fn parts(&self) -> [(&'static str, u64); 8] {
+        [
+            ("weights", self.weights),
+            ("gradients", self.gradients),
+            ("optimizer", self.optimizer),
+            ("activations", self.activations),
+            ("head", self.head),
+            ("workspace", self.workspace),
+            ("data", self.data),
+            ("program", self.program),
+        ]
     }
 
     /// Why training cannot fit into `available` bytes and what to change, if so.
     pub fn refusal(&self, available: u64, config: &RunConfig) -> Option<String> {
-        if self.total() <= available {
+        if self.least <= available {
             return None;
         }
         let mut text = format!(
-            "training takes at least {} of memory ({} for weights, gradients and averages, {} for the \
-             hidden states of a micro-batch), {} can be had; three ways to need less:",
-            gib(self.total()),
-            gib(self.parameter_bytes),
-            gib(self.state_bytes),
-            gib(available)
+            "training takes at least {} of memory ({} for weights and averages, and the larger of {} for \
+             gradients and {} for what a micro-batch leaves for the backward pass), {} can be had; three \
+             ways to need less:",
+            readable(self.least),
+            readable(self.weights + self.optimizer),
+            readable(self.weights),
+            readable(self.activations),
+            readable(available)
         );
         let decoder = config.model.decoder();
         let train = &config.train;
@@ -78,9 +155,40 @@ impl LeastMemory {
     }
 }
 
+impl LoadSkew {
+    /// For training as `config` says.
+    pub fn new(config: &RunConfig) -> Self {
+        let decoder = config.model.decoder();
+        let (hidden, moe) = (decoder.hidden_size as u64, &decoder.moe);
+        let width = moe.moe_intermediate_size as u64;
+        let positions = usize::try_from(positions(config)).unwrap_or(usize::MAX);
+        let overflow = portable_overflow(positions, moe.num_experts, moe.top_k);
+        // Kept for the backward pass: a row's input and output, gate and up, their product and its
+        // factor; a copy of both projections.
+        let rows = (overflow.rows as u64).saturating_mul(2 * hidden + 4 * width);
+        let copies = (overflow.blocks as u64).saturating_mul(3 * hidden * width);
+        let layers = decoder.num_moe_layers() as u64;
+        Self {
+            cpu_kernels: 0,
+            portable: (rows.saturating_add(copies)).saturating_mul(layers * FLOAT),
+        }
+    }
+}
+
+/// Positions of a micro-batch.
+fn positions(config: &RunConfig) -> u64 {
+    let rows = config.train.micro_batch_size as u64;
+    rows.saturating_mul(config.data.sequence_length as u64)
+}
+
 /// A number of bytes for people.
-pub fn gib(bytes: u64) -> String {
-    format!("{:.2} GiB", bytes as f64 / f64::from(1 << 30))
+pub fn readable(bytes: u64) -> String {
+    let mib = bytes as f64 / f64::from(1 << 20);
+    if mib < 1024.0 {
+        format!("{mib:.1} MiB")
+    } else {
+        format!("{:.2} GiB", mib / 1024.0)
+    }
 }
 
 /// Memory, swap space included, that this process can still get; `None` where the system does not
@@ -138,18 +246,80 @@ mod tests {
     }
 
     #[test]
-    fn the_least_memory_is_counted_by_hand_and_refused_above_what_there_is() {
+    fn the_parts_are_counted_by_hand() {
         let text = crate::config::template();
         let overrides = ["train.micro_batch_size=3".to_owned()];
         let config = RunConfig::parse("x.toml", &text, &overrides).expect("valid");
-        let length = config.data.sequence_length;
-        let model = estimate(&config.model.decoder(), &config.router, length);
-        let least = LeastMemory::new(&config, &model);
-        assert_eq!(least.parameter_bytes, 16 * model.total_params);
-        // 2 layers with 2 states each, 64 wide, for 3 rows of 128 tokens.
-        assert_eq!(least.state_bytes, 2 * 2 * 64 * 3 * 128 * 4);
-        assert_eq!(least.refusal(least.total(), &config), None);
-        let refusal = least.refusal(least.total() - 1, &config).expect("too much");
+        let model = estimate(&config.model.decoder(), &config.router, 128);
+        let memory = Memory::new(&config, &model);
+        let params = 4 * model.total_params;
+        assert_eq!(memory.weights, params);
+        assert_eq!(memory.gradients, params);
+        assert_eq!(memory.optimizer, 2 * params);
+        // 3 rows of 128 positions.
+        let position = 384 * 4;
+        // 2 layers, 64 wide. Attention reads the hidden state, norms 4 + 2 heads of 16, keeps queries
+        // and results, keys and values, and a sum per head; the encoder, the residual and latents of
+        // 16; 2 of 16 experts, 32 wide; 5 norms.
+        let attention = 64 + 96 + 2 * 64 + 2 * 32 + 4;
+        let router = 2 * 64 + 24 * 16 + 6 * 16 + 4 * 2;
+        let experts = 64 + 2 * (2 * 32 + 6);
+        let kept = 2 * (attention + router + experts) + 5 * 64;
+        assert_eq!(model.activations_per_token, kept);
+        assert_eq!(memory.activations, position * kept);
+        // All rows fit into one chunk of logits.
+        assert_eq!(memory.head, position * (257 + 64) + position * 64);
+        assert_eq!(memory.workspace, position * (2 * (64 + 32) + 3 * 64));
+        assert_eq!(memory.data, 384 * 57);
+        let sum: u64 = memory.parts().iter().map(|(_, bytes)| bytes).sum();
+        assert_eq!(memory.total, sum);
+        // 16 experts, gates and ups.
+        assert_eq!(memory.snapshot, 3 * params + 4 * 16 * 64 * 64);
+        assert_eq!(memory.least, 3 * params + params.max(memory.activations));
+    }
+
+    #[test]
+    fn several_micro_batches_and_shuffled_sources_take_more() {
+        let text = crate::config::template();
+        let memory = |overrides: &[&str]| {
+            let overrides: Vec<String> = overrides.iter().map(|&text| text.to_owned()).collect();
+            let config = RunConfig::parse("x.toml", &text, &overrides).expect("valid");
+            let model = estimate(&config.model.decoder(), &config.router, 128);
+            Memory::new(&config, &model)
+        };
+        let (one, two) = (
+            memory(&[]),
+            memory(&["train.gradient_accumulation_steps=2"]),
+        );
+        assert_eq!(two.gradients, 2 * one.gradients);
+        assert_eq!(two.data, 2 * one.data);
+        assert_eq!((two.activations, two.least), (one.activations, one.least));
+        let shuffled = memory(&["data.shuffle=true"]);
+        assert_eq!(shuffled.data, one.data + (1 << 25));
+        assert_eq!(memory(&["train.precision=bf16"]), one);
+    }
+
+    #[test]
+    fn experts_that_all_tokens_choose_cost_the_portable_operation_blocks_of_rows() {
+        let text = crate::config::template();
+        let config = RunConfig::parse("x.toml", &text, &[]).expect("valid");
+        let skew = LoadSkew::new(&config);
+        assert_eq!(skew.cpu_kernels, 0);
+        // 1024 positions choose 2 of 16: room for 128 rows each, so 7 more blocks for each of the two.
+        let (blocks, rows) = (14, 14 * 128);
+        let floats = rows * (2 * 64 + 4 * 32) + blocks * 3 * 64 * 32;
+        assert_eq!(skew.portable, 2 * 4 * floats);
+    }
+
+    #[test]
+    fn a_run_is_refused_above_what_there_is() {
+        let text = crate::config::template();
+        let overrides = ["train.micro_batch_size=3".to_owned()];
+        let config = RunConfig::parse("x.toml", &text, &overrides).expect("valid");
+        let model = estimate(&config.model.decoder(), &config.router, 128);
+        let memory = Memory::new(&config, &model);
+        assert_eq!(memory.refusal(memory.least, &config), None);
+        let refusal = memory.refusal(memory.least - 1, &config).expect("too much");
         for words in [
             "micro_batch_size, now 3",
             "sequence_length, now 128",

@@ -18,7 +18,7 @@ use crate::error::TrainError;
 use crate::fault::{self, Point};
 use crate::idle::IdleExperts;
 use crate::load::LayerLoad;
-use crate::memory::{self, LeastMemory};
+use crate::memory::{self, Memory};
 use crate::optimizer::Optimizer;
 use crate::record::EvalRecord;
 use crate::stability::Stability;
@@ -206,8 +206,8 @@ pub fn open_device(config: &RunConfig) -> Result<Device, TrainError> {
 pub fn check_memory(config: &RunConfig) -> Result<(), TrainError> {
     let length = config.data.sequence_length;
     let model = estimate(&config.model.decoder(), &config.router, length);
-    let least = LeastMemory::new(config, &model);
-    let refusal = memory::available().and_then(|available| least.refusal(available, config));
+    let needed = Memory::new(config, &model);
+    let refusal = memory::available().and_then(|available| needed.refusal(available, config));
     refusal.map_or(Ok(()), |reason| {
         Err(TrainError::Device {
             device: config.train.device.clone(),

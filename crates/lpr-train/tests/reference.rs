@@ -184,3 +184,30 @@ fn bash_completes_commands_and_values() {
         "small"
     );
 }
+
+/// `config init` shows keys that it does not set as comments, each with its default.
+#[test]
+fn the_defaults_that_config_init_shows_are_the_defaults() {
+    let folder = tempfile::tempdir().unwrap();
+    let template = text(&run_well(&["config", "init"]).stdout);
+    let mut shown = 0;
+    let mut uncommented = String::new();
+    for line in template.lines() {
+        let default = line.strip_prefix("# ").filter(|rest| {
+            let pair = rest.split_once(" = ");
+            pair.is_some_and(|(key, _)| !key.contains(' '))
+        });
+        shown += usize::from(default.is_some());
+        let _ = writeln!(uncommented, "{}", default.unwrap_or(line));
+    }
+    assert!(shown > 50, "{shown} of {template}");
+    let resolved = |name: &str, content: &str| {
+        let path = folder.path().join(name);
+        std::fs::write(&path, content).unwrap();
+        let path = path.display().to_string();
+        let args = ["config", "check", &path, "-o", "train.run_dir=runs/x"];
+        text(&run_well(&args).stdout)
+    };
+    let defaults = resolved("all.toml", &uncommented);
+    assert_eq!(resolved("init.toml", &template), defaults);
+}

@@ -128,7 +128,8 @@ pub(crate) fn loss_and_gradients(
     (total, gradients)
 }
 
-fn chunk_rows(vocab: usize) -> usize {
+/// Rows of a chunk.
+pub(crate) fn chunk_rows(vocab: usize) -> usize {
     (CHUNK_LOGITS / vocab.max(1)).clamp(CHUNK_ROWS.0, CHUNK_ROWS.1)
 }
 

@@ -96,6 +96,12 @@ pub trait RouterKind {
     /// is the same for all tokens of a batch, and the losses, do not count.
     fn macs_per_token(&self, sizes: &RouterSizes) -> u64;
 
+    /// About how many numbers a token of one layer leaves for the backward pass, apart from the hidden
+    /// states that the experts keep anyway. For linear logits: scores, two softmaxes, the choices.
+    fn kept_per_token(&self, sizes: &RouterSizes) -> u64 {
+        (6 * sizes.num_experts + 4 * sizes.top_k) as u64
+    }
+
     /// Every rule between the router's keys and the decoder's sizes that does not hold.
     fn validate(&self, decoder: &DecoderConfig) -> Vec<ConfigProblem>;
 }

@@ -86,7 +86,7 @@ fn table(findings: &Findings) -> String {
         findings.environment.version,
         findings.devices.join(", "),
         findings.not_compiled_in.join(", "),
-        (findings.available_memory).map_or_else(|| "unknown".to_owned(), memory::gib),
+        (findings.available_memory).map_or_else(|| "unknown".to_owned(), memory::readable),
         findings.environment.cpu_kernels,
         findings.environment.cpu_threads
     );

@@ -12,8 +12,8 @@ use crate::cli::{AblateArgs, GridArgs, ReproduceArgs};
 use crate::config::RunConfig;
 use crate::error::{Outcome, TrainError};
 use crate::history::History;
-use crate::lab::grid::{Cell, Ended, Train, Trained, train_all};
-use crate::lab::paper::{Printed, base_config};
+use crate::lab::grid::{self, Cell, Ended, Train, Trained, train_all};
+use crate::lab::paper::{Printed, Row};
 use crate::lab::results::{ResultRow, csv, latex, markdown};
 use crate::page;
 use crate::page::html::number;
@@ -43,20 +43,13 @@ struct Title<'a> {
 /// A configuration with problems, a run that failed, a file that cannot be written.
 pub fn reproduce(args: &ReproduceArgs) -> Result<Outcome, TrainError> {
     let table = args.artefact.table(args.scale);
-    let mut variants = Vec::new();
-    for row in &table.rows {
-        let base = base_config(row.base, args.scale).ok_or_else(|| {
-            TrainError::Usage(format!("there is no configuration called {}", row.base))
-        })?;
-        let overrides = [&row.overrides[..], &args.overrides].concat();
-        let mut config = RunConfig::load_over(row.base, base, &[], &overrides)?;
-        config.checkpoint.keep_last = 1;
-        variants.push(Variant {
-            name: row.name.to_owned(),
-            config,
-            printed: Some(row.printed),
-        });
-    }
+    let configs = grid::variants(&table, args.scale, &args.overrides)?;
+    let variant = |((name, config), row): ((&str, RunConfig), &Row)| Variant {
+        name: name.to_owned(),
+        config,
+        printed: Some(row.printed),
+    };
+    let variants = configs.into_iter().zip(&table.rows).map(variant).collect();
     let title = Title {
         file: table.name,
         text: format!("{}: {}", table.name, table.title),

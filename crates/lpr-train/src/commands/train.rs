@@ -11,10 +11,12 @@ use super::{config, report};
 use crate::checkpoint;
 use crate::cli::TrainArgs;
 use crate::config::{RunConfig, Sink};
+use crate::cost::RunCost;
 use crate::environment::Environment;
 use crate::error::{Outcome, TrainError};
 use crate::hub;
 use crate::liveness::Watch;
+use crate::memory::readable;
 use crate::optimizer::Optimizer;
 use crate::process;
 use crate::report::{
@@ -216,6 +218,15 @@ fn summary(args: &TrainArgs, config: &RunConfig, run_dir: &RunDir, state: &RunSt
         run_dir.path().display()
     );
     text.push_str(&data_summary(&state.data));
+    if let Some(peak) = process::peak_memory() {
+        let estimated = RunCost::new(config, None).memory.total;
+        let _ = writeln!(
+            text,
+            "memory: {} at its peak, {} estimated",
+            readable(peak),
+            readable(estimated)
+        );
+    }
     if let (Some(first), Some(last)) = (state.first_evaluation, state.last_evaluation) {
         text.push_str(&comparison(config.router.name(), &first, &last));
     }

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use crate::config::RunConfig;
 use crate::error::TrainError;
 use crate::history::History;
+use crate::lab::paper::{Row, Scale, Table, base_config};
 
 /// Characters of the hash that name a folder.
 const HASH_CHARACTERS: usize = 16;
@@ -18,6 +19,27 @@ pub struct Cell {
     pub row: usize,
     /// Its configuration; `train.run_dir` names its folder.
     pub config: RunConfig,
+}
+
+/// Name and configuration of every row of a table, with `overrides` on top.
+///
+/// # Errors
+/// A configuration with problems.
+pub fn variants(
+    table: &Table,
+    scale: Scale,
+    overrides: &[String],
+) -> Result<Vec<(&'static str, RunConfig)>, TrainError> {
+    let config = |row: &Row| {
+        let base = base_config(row.base, scale).ok_or_else(|| {
+            TrainError::Usage(format!("there is no configuration called {}", row.base))
+        })?;
+        let overrides = [&row.overrides[..], overrides].concat();
+        let mut config = RunConfig::load_over(row.base, base, &[], &overrides)?;
+        config.checkpoint.keep_last = 1;
+        Ok((row.name, config))
+    };
+    table.rows.iter().map(config).collect()
 }
 
 /// How a run of a grid ended.

@@ -394,7 +394,7 @@ mod tests {
     use std::collections::BTreeSet;
 
     use super::*;
-    use crate::config::RunConfig;
+    use crate::lab::grid::variants;
 
     const ALL: [Artefact; 8] = [
         Artefact::Table1,
@@ -408,15 +408,9 @@ mod tests {
     ];
 
     fn hashes(artefact: Artefact, scale: Scale) -> Vec<String> {
-        let rows = artefact.table(scale).rows.into_iter();
-        rows.map(|row| {
-            let base = base_config(row.base, scale).expect("known");
-            let config = RunConfig::load_over(row.base, base, &[], &row.overrides);
-            config
-                .unwrap_or_else(|e| panic!("{}: {e}", row.name))
-                .hash()
-        })
-        .collect()
+        let rows = variants(&artefact.table(scale), scale, &[]);
+        let rows = rows.unwrap_or_else(|error| panic!("{artefact:?}: {error}"));
+        rows.into_iter().map(|(_, config)| config.hash()).collect()
     }
 
     #[test]

@@ -302,6 +302,12 @@ impl RouterKind for LprConfig {
         (encoder + scores_and_mixture + projection + aligner) as u64
     }
 
+    /// Activations of the encoder, hidden states with the residual, latents and their losses, scores.
+    fn kept_per_token(&self, sizes: &RouterSizes) -> u64 {
+        let hidden = sizes.hidden_size * (1 + usize::from(self.aligner));
+        (hidden + 24 * self.latent_dim + 6 * sizes.num_experts + 4 * sizes.top_k) as u64
+    }
+
     fn validate(&self, _decoder: &DecoderConfig) -> Vec<ConfigProblem> {
         self.problems()
     }
