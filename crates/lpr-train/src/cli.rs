@@ -158,7 +158,8 @@ pub struct TrainArgs {
     /// Where to compute; this build has only `cpu`. Overrides `train.device`.
     #[arg(long, value_name = "DEVICE", env = "LPR_DEVICE")]
     pub device: Option<String>,
-    /// Print the resolved configuration and what would be done, and stop.
+    /// Print the resolved configuration, what the run costs and its first batch, and stop. Nothing is
+    /// written but files of the hub into their cache.
     #[arg(long)]
     pub dry_run: bool,
     /// Show the load of every expert as bars, a line per layer, at each logged step.

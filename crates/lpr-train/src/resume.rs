@@ -1,5 +1,6 @@
 //! From where a run starts: anew, from a checkpoint of its own, or as a branch of another run.
 
+use std::path::Path;
 use std::sync::Arc;
 
 use lpr_data::{DataError, DataLoader, Tokenizer};
@@ -26,15 +27,15 @@ pub struct Origin {
 }
 
 impl Origin {
-    /// The checkpoint that the command line asks for. `parent` is that of another run to branch off
-    /// from. `None` starts at the first step.
+    /// The checkpoint that the command line asks for, below `checkpoints` unless it names one.
+    /// `parent` is that of another run to branch off from. `None` starts at the first step.
     ///
     /// # Errors
     /// A checkpoint that may not be used, or one of another run.
     pub fn find(
         args: &TrainArgs,
         config: &RunConfig,
-        run_dir: &RunDir,
+        checkpoints: &Path,
         parent: Option<&Checkpoint>,
         notes: &mut Notes,
     ) -> Result<Option<Self>, TrainError> {
@@ -42,7 +43,7 @@ impl Origin {
             Resume::No => None,
             Resume::From(path) => Some(Checkpoint::open(&path)?),
             Resume::Latest => {
-                let found = checkpoint::find_latest(&run_dir.checkpoints())?;
+                let found = checkpoint::find_latest(checkpoints)?;
                 let warnings = found.warnings.into_iter();
                 notes.extend(warnings.map(|text| (Level::Warning, text)));
                 found.checkpoint

@@ -1,8 +1,10 @@
-//! What a run costs before it is started.
+//! What a run costs before it is started, and what it would be.
 
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 mod support;
+
+use std::path::Path;
 
 use serde_json::{Value, json};
 use support::{Setup, Variant, run, run_well, text};
@@ -134,6 +136,68 @@ fn the_cost_of_tables_counts_shared_runs_once() {
     assert_eq!(refused.status.code(), Some(2));
     let refused = run(&["estimate", "--table", "table2", "--tokens-per-second", "0"]);
     assert_eq!(refused.status.code(), Some(2));
+}
+
+#[test]
+fn a_dry_run_shows_the_first_batch_and_writes_nothing() {
+    let setup = setup();
+    let config = setup.config("dry");
+    let output = text(&run_well(&["--config", &config, "--dry-run"]).stdout);
+    let checked = text(&run_well(&["config", "check", &config]).stdout);
+    let parsed: toml::Table = output.parse().expect("the whole of it is a configuration");
+    assert_eq!(parsed, checked.parse().unwrap());
+    for needle in [
+        "# qwen3_moe with the lpr router",
+        "# weights ",
+        "# 40 steps, 5760 token positions",
+        "# first batch: 3 rows of 48 positions: ",
+        "# row 1: 4",
+        "#   document 1, ",
+        " tokens: \"",
+        "nothing was trained",
+    ] {
+        assert!(output.contains(needle), "{needle} in {output}");
+    }
+    let names = std::fs::read_dir(setup.folder.path()).unwrap();
+    let names: Vec<_> = names.map(|entry| entry.unwrap().file_name()).collect();
+    assert_eq!(
+        names.len(),
+        3,
+        "two files of text and the configuration: {names:?}"
+    );
+
+    for (change, code, needle) in [
+        ("data.train=[\"none/*.jsonl\"]", 3, "none/*.jsonl"),
+        ("data.tokenizer=none.json", 3, "none.json"),
+        ("model.vocab_size=100", 2, "model.vocab_size"),
+        ("train.device=cuda", 6, "cuda"),
+    ] {
+        let output = run(&["--config", &config, "--dry-run", "--override", change]);
+        let error = text(&output.stderr);
+        assert_eq!(output.status.code(), Some(code), "{change}: {error}");
+        assert!(error.contains(needle), "{change}: {error}");
+        assert!(!Path::new(&setup.run_dir("dry")).exists());
+    }
+}
+
+/// The first batch of a run that goes on is the one after its checkpoint.
+#[test]
+fn a_dry_run_of_a_resumed_run_stands_where_its_checkpoint_is() {
+    let setup = setup();
+    let config = setup.config("run");
+    run_well(&["--config", &config, "--override", "train.total_steps=5"]);
+    let before = std::fs::read(setup.run_dir("run").join("metrics.jsonl")).unwrap();
+    let lines = |args: &[&str]| {
+        let output = text(&run_well(args).stdout);
+        let rows = output.lines().filter(|line| line.starts_with("# row 1:"));
+        rows.map(str::to_owned).collect::<Vec<_>>()
+    };
+    let anew = lines(&["--config", &config, "--dry-run"]);
+    let resumed = lines(&["--config", &config, "--dry-run", "--resume"]);
+    assert_eq!((anew.len(), resumed.len()), (1, 1));
+    assert_ne!(anew, resumed);
+    let after = std::fs::read(setup.run_dir("run").join("metrics.jsonl")).unwrap();
+    assert_eq!(before, after);
 }
 
 /// The speed of another run stands for a number.

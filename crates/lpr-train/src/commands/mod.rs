@@ -6,6 +6,7 @@ pub mod completions;
 pub mod config;
 pub mod data;
 pub mod doctor;
+mod dry_run;
 pub mod estimate;
 pub mod eval;
 pub mod export;

@@ -7,7 +7,7 @@ use burn::tensor::Device;
 use lpr_data::{DataLoader, DataPosition, Split, Tokenizer};
 use lpr_model::{CausalLm, RouterConfig};
 
-use super::{config, report};
+use super::{config, dry_run, report};
 use crate::checkpoint;
 use crate::cli::TrainArgs;
 use crate::config::{RunConfig, Sink};
@@ -41,8 +41,7 @@ pub fn run(args: &TrainArgs, verbosity: Verbosity) -> Result<Outcome, TrainError
     let branch = |step| resume::branch(&mut config, step);
     let parent = args.decay_from.map(branch).transpose()?;
     if args.dry_run {
-        print_result(config.to_toml().trim_end()).map_err(TrainError::Output)?;
-        return Ok(Outcome::Done);
+        return dry_run::run(args, config, parent.as_ref(), verbosity);
     }
     let stop = StopRequest::on_signals().map_err(TrainError::Signals)?;
     let save = SaveRequest::on_signal().map_err(TrainError::Signals)?;
@@ -56,7 +55,13 @@ pub fn run(args: &TrainArgs, verbosity: Verbosity) -> Result<Outcome, TrainError
     hub::pin(&mut config, earlier.as_ref(), &mut notes)?;
     let tokenizer = session::open_tokenizer(&config)?;
     let run_dir = resume::open_run_dir(args, &config, &mut notes)?;
-    let origin = Origin::find(args, &config, &run_dir, parent.as_ref(), &mut notes)?;
+    let origin = Origin::find(
+        args,
+        &config,
+        &run_dir.checkpoints(),
+        parent.as_ref(),
+        &mut notes,
+    )?;
     let mut loader = match &origin {
         Some(origin) if origin.state.step > 0 => {
             origin.resume_data(&config, &tokenizer, args.allow_data_change)?
@@ -170,7 +175,10 @@ fn open_model(
 }
 
 /// The training data from its start.
-fn open_data(config: &RunConfig, tokenizer: &Arc<Tokenizer>) -> Result<DataLoader, TrainError> {
+///
+/// # Errors
+/// If it cannot be opened.
+pub fn open_data(config: &RunConfig, tokenizer: &Arc<Tokenizer>) -> Result<DataLoader, TrainError> {
     let rows = config.train.micro_batch_size;
     let start = DataPosition::default();
     let tokenizer = Arc::clone(tokenizer);
