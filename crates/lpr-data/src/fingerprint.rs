@@ -70,7 +70,7 @@ impl DataFingerprint {
     }
 
     /// SHA-256 in hexadecimal of the files with their column and the tokenizer.
-    pub(crate) fn digest(&self) -> String {
+    pub fn digest(&self) -> String {
         let mut hasher = Sha256::new();
         let mut add = |part: &str| {
             hasher.update((part.len() as u64).to_le_bytes());

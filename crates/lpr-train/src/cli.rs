@@ -27,7 +27,7 @@ mod tools;
 pub use checkpoint::{CheckpointCommand, CheckpointDirArgs, CheckpointPruneArgs, VerifyResumeArgs};
 pub use data::{DataBenchArgs, DataCheckArgs, DataCommand, DataPrepareArgs, DataTokenizerArgs};
 pub use generate::GenerateArgs;
-pub use tools::{CompletionsArgs, EstimateArgs, ManArgs};
+pub use tools::{CiteArgs, CompletionsArgs, EstimateArgs, ManArgs};
 
 /// Pre-trains Mixture-of-Experts language models and shows what the router does.
 ///
@@ -111,6 +111,8 @@ pub enum Command {
     /// Write or check configuration files.
     #[command(subcommand)]
     Config(ConfigCommand),
+    /// What names a run in a paper: program, configuration, data, figures, BibTeX, a LaTeX row.
+    Cite(CiteArgs),
     /// Print the completion script of a shell.
     Completions(CompletionsArgs),
     /// Print the page of the manual, or write a page for every command.

@@ -8,6 +8,9 @@ use serde::Serialize;
 pub struct Environment {
     /// Of this program.
     pub version: &'static str,
+    /// The commit of its sources, with `-dirty` if they were changed; absent if it was built outside of
+    /// their repository.
+    pub revision: Option<&'static str>,
     /// Operating system and processor family.
     pub platform: String,
     /// The processor, as the system calls it; empty where it does not tell.
@@ -23,6 +26,7 @@ impl Environment {
     pub fn here() -> Self {
         Self {
             version: env!("CARGO_PKG_VERSION"),
+            revision: Some(env!("LPR_REVISION")).filter(|revision| !revision.is_empty()),
             platform: format!("{} {}", std::env::consts::OS, std::env::consts::ARCH),
             cpu: cpu_name().unwrap_or_default(),
             cpu_kernels: format!("{:?}", lpr_kernels::instruction_set()),

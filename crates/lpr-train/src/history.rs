@@ -5,7 +5,9 @@ use std::fs::{self, File};
 use std::io::{self, BufRead, BufReader};
 use std::path::{Path, PathBuf};
 
+use lpr_data::DataFingerprint;
 use lpr_model::parameters::HostTensor;
+use serde::Deserialize;
 use serde_json::Value as Json;
 
 use crate::checkpoint::{self, Checkpoint};
@@ -175,7 +177,7 @@ pub struct ExpertVectors {
 pub struct Saved {
     /// Optimizer steps done.
     pub step: u64,
-    /// Fingerprint of files and tokenizer.
+    /// SHA-256 of the fingerprint of files and tokenizer; empty if it cannot be read.
     pub data_fingerprint: String,
     /// Layers whose routers have such vectors, in order.
     pub vectors: Vec<ExpertVectors>,
@@ -313,6 +315,7 @@ impl History {
 
 fn saved(checkpoint: &Checkpoint) -> Result<Saved, TrainError> {
     let state: Json = checkpoint.state()?;
+    let fingerprint = DataFingerprint::deserialize(&state["data_fingerprint"]).ok();
     let path = checkpoint.file(session::MODEL_FILE)?;
     let wanted = |name: &str| vectors_of(name).is_some();
     let tensors =
@@ -331,7 +334,7 @@ fn saved(checkpoint: &Checkpoint) -> Result<Saved, TrainError> {
     vectors.sort_by_key(|layer| layer.block);
     Ok(Saved {
         step: checkpoint.step(),
-        data_fingerprint: state["data_fingerprint"].as_str().unwrap_or("").to_owned(),
+        data_fingerprint: fingerprint.map_or_else(String::new, |found| found.digest()),
         vectors,
     })
 }

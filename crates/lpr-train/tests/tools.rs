@@ -1,4 +1,4 @@
-//! What a run costs before it is started, and what it would be.
+//! What a run costs before it is started, what it would be, and how it is cited afterwards.
 
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
@@ -198,6 +198,80 @@ fn a_dry_run_of_a_resumed_run_stands_where_its_checkpoint_is() {
     assert_ne!(anew, resumed);
     let after = std::fs::read(setup.run_dir("run").join("metrics.jsonl")).unwrap();
     assert_eq!(before, after);
+}
+
+#[test]
+fn a_citation_has_the_figures_of_the_run_and_what_names_it() {
+    let setup = setup();
+    let config = setup.config("cited_run");
+    run_well(&["--config", &config]);
+    let run_dir = setup.run_dir("cited_run").display().to_string();
+    let found = json_of(&["cite", &run_dir, "--json"]);
+    let manifest: Value =
+        serde_json::from_slice(&setup.file("cited_run", 40, "manifest.json")).unwrap();
+    assert_eq!(found["config_hash"], manifest["config_hash"]);
+    let state = setup.state("cited_run", 40);
+    assert_eq!(found["tokens"].as_f64(), state["data"]["tokens"].as_f64());
+    let metrics = setup.metrics("cited_run");
+    let evaluation = &metrics
+        .iter()
+        .rfind(|line| line.get("eval").is_some())
+        .unwrap()["eval"];
+    let step = metrics
+        .iter()
+        .rfind(|line| line.get("loss_ce").is_some())
+        .unwrap();
+    for (key, line, name) in [
+        ("validation_loss", evaluation, "loss"),
+        ("gini", evaluation, "gini"),
+        ("min_max_ratio", evaluation, "min_max_ratio"),
+        ("gini_ema", step, "gini_ema"),
+        ("min_max_ratio_ema", step, "min_max_ratio_ema"),
+        ("training_loss", step, "loss_ce"),
+    ] {
+        assert!(found[key].is_number(), "{key}: {found}");
+        assert_eq!(found[key], line[name], "{key}");
+    }
+    assert_eq!(
+        (&found["seed"], &found["router"]),
+        (&json!(42), &json!("lpr"))
+    );
+    assert_eq!(found["version"], env!("CARGO_PKG_VERSION"));
+    assert!(
+        found["data_fingerprint"]
+            .as_str()
+            .is_some_and(|text| text.len() == 64),
+        "{found}"
+    );
+    let environment = std::fs::read(setup.run_dir("cited_run").join("environment.json")).unwrap();
+    let environment: Value = serde_json::from_slice(&environment).unwrap();
+    assert_eq!(found["revision"], environment["revision"]);
+    if let Some(revision) = environment["revision"].as_str() {
+        let commit = revision.trim_end_matches("-dirty");
+        assert!(
+            commit.len() == 40 && commit.chars().all(|c| c.is_ascii_hexdigit()),
+            "{revision}"
+        );
+    }
+
+    let words = text(&run_well(&["cite", &run_dir]).stdout);
+    for needle in [
+        "arXiv:2506.21328",
+        "Yang, Jiajie",
+        "cited\\_run & ",
+        "config SHA-256 ",
+    ] {
+        assert!(words.contains(needle), "{needle} in {words}");
+    }
+    let row = words.lines().last().unwrap();
+    let columns = words.lines().rev().nth(1).unwrap();
+    assert_eq!(
+        row.matches('&').count(),
+        columns.matches('&').count(),
+        "{words}"
+    );
+    let nowhere = run(&["cite", setup.folder.path().to_str().unwrap()]);
+    assert_eq!(nowhere.status.code(), Some(2), "{}", text(&nowhere.stderr));
 }
 
 /// The speed of another run stands for a number.

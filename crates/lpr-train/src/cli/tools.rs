@@ -1,5 +1,5 @@
-//! Arguments of the command that says what a run costs, and of those made from the command line
-//! itself.
+//! Arguments of the commands that say what a run costs or was, and of those made from the command
+//! line itself.
 
 use std::path::PathBuf;
 
@@ -44,6 +44,17 @@ fn positive(text: &str) -> Result<f64, String> {
     } else {
         Err("must be a number above 0".to_owned())
     }
+}
+
+/// Arguments of `cite`.
+#[derive(Clone, Debug, Args)]
+pub struct CiteArgs {
+    /// The folder of the run.
+    #[arg(value_name = "RUN")]
+    pub run: PathBuf,
+    /// Print one JSON object.
+    #[arg(long)]
+    pub json: bool,
 }
 
 /// Arguments of `completions`.

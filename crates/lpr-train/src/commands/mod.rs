@@ -2,6 +2,7 @@
 
 pub mod bench;
 pub mod checkpoint;
+pub mod cite;
 pub mod completions;
 pub mod config;
 pub mod data;
@@ -52,6 +53,7 @@ pub fn run(cli: Cli) -> Result<Outcome, TrainError> {
         Command::Watch(args) => watch::run(&args),
         Command::Data(command) => data::run(&command, verbosity),
         Command::Config(command) => config::run(&command),
+        Command::Cite(args) => cite::run(&args),
         Command::Completions(args) => completions::run(args),
         Command::Man(args) => man::run(&args),
     }

@@ -198,12 +198,26 @@ pub fn latex(rows: &[ResultRow]) -> String {
     let head = head(rows);
     let columns = "r".repeat(head.len() - 1);
     let mut text = format!("\\begin{{tabular}}{{l{columns}}}\n\\hline\n");
-    let _ = writeln!(text, "{} \\\\ \\hline", escaped(&head).join(" & "));
+    let _ = writeln!(text, "{} \\hline", latex_line(&head));
     for row in rows {
-        let _ = writeln!(text, "{} \\\\", escaped(&row.cells()).join(" & "));
+        let _ = writeln!(text, "{}", latex_row(row));
     }
     text.push_str("\\hline\n\\end{tabular}\n");
     text
+}
+
+/// The names of the columns of [`latex`].
+pub fn latex_head(rows: &[ResultRow]) -> String {
+    latex_line(&head(rows))
+}
+
+/// One row of [`latex`].
+pub fn latex_row(row: &ResultRow) -> String {
+    latex_line(&row.cells())
+}
+
+fn latex_line(cells: &[String]) -> String {
+    format!("{} \\\\", escaped(cells).join(" & "))
 }
 
 fn escaped(cells: &[String]) -> Vec<String> {
