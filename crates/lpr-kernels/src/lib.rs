@@ -34,6 +34,9 @@ mod adamw;
 mod allocator;
 mod attention;
 mod cpu;
+#[cfg(feature = "cuda")]
+mod cuda;
+pub mod devices;
 mod dispatch;
 mod experts;
 mod layer_norm;

@@ -157,7 +157,8 @@ pub struct TrainArgs {
     /// checkpoint.
     #[arg(long, value_name = "STEP", conflicts_with = "overwrite")]
     pub decay_from: Option<u64>,
-    /// Where to compute; this build has only `cpu`. Overrides `train.device`.
+    /// Where to compute: `cpu`, `wgpu`, `wgpu:N`, `cuda` or `cuda:N`; `doctor` lists what there is.
+    /// Overrides `train.device`.
     #[arg(long, value_name = "DEVICE", env = "LPR_DEVICE")]
     pub device: Option<String>,
     /// Print the resolved configuration, what the run costs and its first batch, and stop. Nothing is
@@ -231,7 +232,7 @@ pub struct EvalArgs {
     /// Stop after so many tokens of each source; `eval.max_tokens` of the run if absent.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     pub max_tokens: Option<u64>,
-    /// Where to compute; this build has only `cpu`.
+    /// Where to compute, if not where the run did: `cpu`, `wgpu`, `wgpu:N`, `cuda` or `cuda:N`.
     #[arg(long, value_name = "DEVICE", env = "LPR_DEVICE")]
     pub device: Option<String>,
     /// Also write token ids, logits and chosen experts of the first batch to this safetensors file.

@@ -1,5 +1,7 @@
 //! Which program computes, and on what.
 
+use burn::tensor::Device;
+use lpr_kernels::devices::gpu_name;
 use serde::Serialize;
 
 /// What a result may depend on besides configuration and data. Nothing in it names a person or a
@@ -19,10 +21,13 @@ pub struct Environment {
     pub cpu_kernels: String,
     /// Threads that run at the same time.
     pub cpu_threads: usize,
+    /// What computes in place of the processor, as it calls itself.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub gpu: Option<String>,
 }
 
 impl Environment {
-    /// Of this process.
+    /// Of this process, which computes on the processor.
     pub fn here() -> Self {
         Self {
             version: env!("CARGO_PKG_VERSION"),
@@ -31,6 +36,15 @@ impl Environment {
             cpu: cpu_name().unwrap_or_default(),
             cpu_kernels: format!("{:?}", lpr_kernels::instruction_set()),
             cpu_threads: std::thread::available_parallelism().map_or(1, usize::from),
+            gpu: None,
+        }
+    }
+
+    /// Of this process, which computes on `device`.
+    pub fn on(device: &Device) -> Self {
+        Self {
+            gpu: gpu_name(device),
+            ..Self::here()
         }
     }
 }

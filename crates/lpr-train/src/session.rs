@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use burn::tensor::Device;
 use lpr_data::{DataConfig, DataFingerprint, DataLoader, DataPosition, Split, Tokenizer};
+use lpr_kernels::devices::{self, DeviceName, Platform, UnknownDevice};
 use lpr_kernels::{ProductPrecision, has_bf16_products, set_product_precision};
 use lpr_model::CausalLm;
 use lpr_model::estimate::estimate;
@@ -24,8 +25,6 @@ use crate::record::EvalRecord;
 use crate::stability::Stability;
 use crate::weights_file;
 
-/// The devices of this build, as configurations name them.
-pub const DEVICES: [&str; 1] = ["cpu"];
 /// The weights in a checkpoint.
 pub const MODEL_FILE: &str = "model.safetensors";
 /// The optimizer's averages in a checkpoint.
@@ -171,39 +170,57 @@ pub fn open_validation(
     )?)
 }
 
-/// The device that a config names. What its products multiply is set for the whole process.
+/// The device that a config names. What the CPU's products multiply is set for the whole process.
 ///
 /// # Errors
-/// If this build does not have it, or it does not have the config's precision.
+/// If this build or machine does not have it, or it does not have the config's precision.
 pub fn open_device(config: &RunConfig) -> Result<Device, TrainError> {
-    let refused = |reason: &str| TrainError::Device {
+    let refused = |reason: String| TrainError::Device {
         device: config.train.device.clone(),
-        reason: reason.to_owned(),
+        reason,
     };
-    if !DEVICES.contains(&config.train.device.as_str()) {
-        return Err(refused(
-            "it is not compiled into this build; --device cpu (or train.device = \"cpu\") computes \
-             on the CPU",
-        ));
-    }
-    set_product_precision(match config.train.precision {
-        Precision::F32 => ProductPrecision::F32,
-        Precision::Bf16 if has_bf16_products() => ProductPrecision::Bf16,
-        Precision::Bf16 => {
+    let name = device_name(config)?;
+    let device = devices::open(name).map_err(|error| {
+        refused(format!(
+            "{error}; --device cpu (or train.device = \"cpu\") computes on the CPU"
+        ))
+    })?;
+    set_product_precision(match (config.train.precision, name.platform) {
+        (Precision::F32, _) => ProductPrecision::F32,
+        (Precision::Bf16, Platform::Cpu) if has_bf16_products() => ProductPrecision::Bf16,
+        (Precision::Bf16, Platform::Cpu) => {
             return Err(refused(
                 "it has no products of 16-bit brain floats (AVX-512 BF16); \
-                 use train.precision = \"f32\"",
+                 use train.precision = \"f32\""
+                    .to_owned(),
+            ));
+        }
+        (Precision::Bf16, Platform::Wgpu | Platform::Cuda) => {
+            return Err(refused(
+                "products of 16-bit brain floats are for the CPU alone so far; \
+                 use train.precision = \"f32\""
+                    .to_owned(),
             ));
         }
     });
-    Ok(Device::flex())
+    Ok(device)
 }
 
-/// Refuses a config whose training cannot fit into memory, before anything large is made.
+/// The device of a config by its parts. `--device` of some commands does not pass the config's rules.
+fn device_name(config: &RunConfig) -> Result<DeviceName, TrainError> {
+    let name = config.train.device.parse();
+    name.map_err(|error: UnknownDevice| TrainError::Usage(format!("the device {error}")))
+}
+
+/// Refuses a config whose training cannot fit into memory, before anything large is made. Burn does
+/// not tell how much memory a GPU has: there nothing is refused.
 ///
 /// # Errors
 /// With the estimate, what there is, and what to change.
 pub fn check_memory(config: &RunConfig) -> Result<(), TrainError> {
+    if device_name(config)?.platform != Platform::Cpu {
+        return Ok(());
+    }
     let length = config.data.sequence_length;
     let model = estimate(&config.model.decoder(), &config.router, length);
     let needed = Memory::new(config, &model);

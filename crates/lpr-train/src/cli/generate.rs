@@ -31,7 +31,7 @@ pub struct GenerateArgs {
     /// Another number gives another text; the same one the same text.
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub seed: u64,
-    /// Where to compute; this build has only `cpu`.
+    /// Where to compute, if not where the run did: `cpu`, `wgpu`, `wgpu:N`, `cuda` or `cuda:N`.
     #[arg(long, value_name = "DEVICE", env = "LPR_DEVICE")]
     pub device: Option<String>,
     /// Print one JSON object.

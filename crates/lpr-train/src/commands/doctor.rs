@@ -3,12 +3,12 @@
 use std::fmt::Write as _;
 
 use lpr_data::{DataLoader, DataPosition, Split};
+use lpr_kernels::devices::Platform;
 use serde::Serialize;
 
 use super::{config, print_findings};
 use crate::batch::MicroBatch;
 use crate::cli::DoctorArgs;
-use crate::config::DEVICE_NAMES;
 use crate::environment::Environment;
 use crate::error::{Outcome, TrainError};
 use crate::liveness::{Liveness, Strictness, probe_rows};
@@ -21,14 +21,29 @@ use crate::step::StepPlan;
 struct Findings {
     #[serde(flatten)]
     environment: Environment,
-    devices: [&'static str; session::DEVICES.len()],
-    /// What configurations may name and this build does not have.
-    not_compiled_in: Vec<&'static str>,
+    /// Where this build can compute on this machine, under the names for configurations.
+    devices: Vec<FoundDevice>,
+    /// Where it cannot.
+    missing: Vec<MissingDevice>,
     /// Memory that can be had, in bytes; absent where the system does not tell.
     available_memory: Option<u64>,
     /// Present with `--config`.
     #[serde(flatten)]
     balancers: Option<Liveness>,
+}
+
+#[derive(Debug, Serialize)]
+struct FoundDevice {
+    name: String,
+    /// As it calls itself.
+    description: String,
+}
+
+#[derive(Debug, Serialize)]
+struct MissingDevice {
+    name: String,
+    /// And what to do.
+    reason: String,
 }
 
 /// Runs the command.
@@ -41,13 +56,12 @@ pub fn run(args: &DoctorArgs) -> Result<Outcome, TrainError> {
     } else {
         Some(probe_balancers(args)?)
     };
+    let environment = Environment::here();
+    let (devices, missing) = find_devices(&environment.cpu);
     let findings = Findings {
-        environment: Environment::here(),
-        devices: session::DEVICES,
-        not_compiled_in: DEVICE_NAMES
-            .into_iter()
-            .filter(|name| !session::DEVICES.contains(name))
-            .collect(),
+        environment,
+        devices,
+        missing,
         available_memory: memory::available(),
         balancers,
     };
@@ -58,6 +72,33 @@ pub fn run(args: &DoctorArgs) -> Result<Outcome, TrainError> {
         }
     }
     Ok(Outcome::Done)
+}
+
+fn find_devices(cpu: &str) -> (Vec<FoundDevice>, Vec<MissingDevice>) {
+    let (mut found, mut missing) = (Vec::new(), Vec::new());
+    found.push(FoundDevice {
+        name: Platform::Cpu.name().to_owned(),
+        description: cpu.to_owned(),
+    });
+    for platform in [Platform::Wgpu, Platform::Cuda] {
+        let devices = platform.devices().unwrap_or_else(|error| {
+            let name = platform.name().to_owned();
+            let reason = error.to_string();
+            missing.push(MissingDevice { name, reason });
+            Vec::new()
+        });
+        for (index, device) in devices.into_iter().enumerate() {
+            let name = format!("{}:{index}", platform.name());
+            match device {
+                Ok(description) => found.push(FoundDevice { name, description }),
+                Err(error) => missing.push(MissingDevice {
+                    name,
+                    reason: error.to_string(),
+                }),
+            }
+        }
+    }
+    (found, missing)
 }
 
 /// The balancers of a config, probed on the first rows of its training data with the weights that
@@ -81,11 +122,16 @@ fn probe_balancers(args: &DoctorArgs) -> Result<Liveness, TrainError> {
 }
 
 fn table(findings: &Findings) -> String {
-    let mut text = format!(
-        "lpr-train {}\ndevices      {}; not compiled in: {}\nmemory       {}\ncpu kernels  {} on {} threads",
-        findings.environment.version,
-        findings.devices.join(", "),
-        findings.not_compiled_in.join(", "),
+    let mut text = format!("lpr-train {}", findings.environment.version);
+    for FoundDevice { name, description } in &findings.devices {
+        let _ = write!(text, "\ndevice       {name}  {description}");
+    }
+    for MissingDevice { name, reason } in &findings.missing {
+        let _ = write!(text, "\nmissing      {name}: {reason}");
+    }
+    let _ = write!(
+        text,
+        "\nmemory       {}\ncpu kernels  {} on {} threads",
         (findings.available_memory).map_or_else(|| "unknown".to_owned(), memory::readable),
         findings.environment.cpu_kernels,
         findings.environment.cpu_threads

@@ -75,7 +75,11 @@ pub fn run(args: &TrainArgs, verbosity: Verbosity) -> Result<Outcome, TrainError
     let last_step = origin.as_ref().map(|origin| origin.checkpoint.step());
     let (model, optimizer, state) = open_model(&config, origin, &loader, &device)?;
     run_dir.write_config(&config.to_toml())?;
-    run_dir.write_environment(&Environment::here())?;
+    let environment = Environment::on(&device);
+    if let Some(gpu) = &environment.gpu {
+        notes.push((Level::Info, format!("computing on {gpu}")));
+    }
+    run_dir.write_environment(&environment)?;
     let first_step = last_step.unwrap_or(0);
     let console = Console::stderr(verbosity, &bars, first_step, config.total_steps());
     let console = console.with_experts(args.watch);

@@ -28,7 +28,6 @@ mod value;
 pub use compare::{Difference, Differences, resume_differences};
 pub use problem::{ConfigErrors, Place, Problem, hide_tokens};
 pub use reference::reference;
-pub use rules::DEVICE_NAMES;
 pub use template::template;
 
 /// Everything that decides what a run computes and where it writes.
@@ -145,7 +144,8 @@ pub struct TrainConfig {
     /// Seed of everything random but the order of the data, which has `data.shuffle_seed`.
     #[schemars(range(min = 0, max = 9_223_372_036_854_775_807_u64))]
     pub seed: u64,
-    /// Where to compute; "cpu" is the only device of this build.
+    /// Where to compute: "cpu", "wgpu" or "cuda", the latter two in builds that have them and with a
+    /// number after a colon where there are several; `doctor` lists them.
     pub device: String,
     /// What matrix products multiply.
     pub precision: Precision,

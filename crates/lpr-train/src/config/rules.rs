@@ -1,6 +1,7 @@
 //! Rules between keys, which no schema of single keys can say.
 
 use lpr_data::DataConfig;
+use lpr_kernels::devices::DeviceName;
 use lpr_model::{ConfigProblem, FamilyConfig, RouterConfig};
 use serde::de::DeserializeOwned;
 use toml::Value;
@@ -102,26 +103,10 @@ fn train(train: &TrainConfig) -> Vec<ConfigProblem> {
         )),
         _ => {}
     }
-    if !is_device(&train.device) {
-        problems.push(ConfigProblem::new(
-            "train.device",
-            format!(
-                "is {:?}; it must be \"cpu\", \"wgpu\", \"cuda\" or \"cuda:N\" with a number N",
-                train.device
-            ),
-        ));
+    if let Err(error) = train.device.parse::<DeviceName>() {
+        problems.push(ConfigProblem::new("train.device", error.to_string()));
     }
     problems
-}
-
-/// Where a configuration may ask to compute; a number may follow the last.
-pub const DEVICE_NAMES: [&str; 3] = ["cpu", "wgpu", "cuda"];
-
-fn is_device(name: &str) -> bool {
-    let number = |text: &str| {
-        !text.is_empty() && text.len() <= 4 && text.bytes().all(|byte| byte.is_ascii_digit())
-    };
-    DEVICE_NAMES.contains(&name) || name.strip_prefix("cuda:").is_some_and(number)
 }
 
 fn weights(data: &DataConfig) -> Option<ConfigProblem> {

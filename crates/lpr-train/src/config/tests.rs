@@ -199,7 +199,7 @@ const EXPECTED: [(&str, &str, &str); 20] = [
     (
         "device = \"gpu\"",
         "train.device",
-        "\"cpu\", \"wgpu\", \"cuda\"",
+        "\"cpu\", \"wgpu\", \"wgpu:N\", \"cuda\"",
     ),
     (
         "learning_rte",
