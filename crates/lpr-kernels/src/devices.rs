@@ -190,15 +190,15 @@ pub fn gpu_name(device: &Device) -> Option<String> {
     }
 }
 
-/// Has the device add two numbers. Burn panics where a device cannot be opened.
+/// Has the device add two numbers and read the sum: where a device cannot be opened, or not compile a
+/// kernel, Burn panics.
 fn opened(device: &Device) -> Result<(), DeviceError> {
     let add = || {
         let one = Tensor::<1>::ones([1], device);
         (one.clone() + one).try_into_vec_as::<f32>()
     };
     let reason = match panic::catch_unwind(panic::AssertUnwindSafe(add)) {
-        Ok(Ok(sum)) if sum == [2.0] => return Ok(()),
-        Ok(Ok(sum)) => format!("it adds 1 and 1 to {sum:?}"),
+        Ok(Ok(_)) => return Ok(()),
         Ok(Err(error)) => format!("{error:?}"),
         Err(panic) => {
             let text = panic.downcast_ref::<String>().map(String::as_str);

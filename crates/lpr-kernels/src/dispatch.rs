@@ -13,14 +13,19 @@ use burn::{
         flex::FlexTensor,
         tensor::FloatTensor,
     },
-    tensor::{DType, Tensor},
+    tensor::{DType, Device, Tensor},
 };
 
 /// Whether the kernels of this crate apply to this tensor: `f32` on Burn's CPU backend. All other
 /// tensors take the portable way.
 pub(crate) fn has_cpu_kernel<const D: usize>(tensor: &Tensor<D>) -> bool {
-    let device = tensor.device().inner();
-    tensor.dtype() == DType::F32 && matches!(device.as_dispatch(), DispatchDevice::Flex(_))
+    tensor.dtype() == DType::F32 && is_cpu(&tensor.device())
+}
+
+/// Whether this is Burn's CPU backend, with autodiff or without.
+pub(crate) fn is_cpu(device: &Device) -> bool {
+    let device = device.clone().inner();
+    matches!(device.as_dispatch(), DispatchDevice::Flex(_))
 }
 
 /// Runs `forward` and, if one of the parents is tracked, records `backward` with what `forward`

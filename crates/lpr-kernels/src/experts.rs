@@ -10,6 +10,7 @@ use crate::{
     },
     dispatch::{has_cpu_kernel, record},
     profile::span,
+    rows::{RowMap, take_rows},
 };
 use burn::{
     backend::{
@@ -121,7 +122,12 @@ fn portable(
         let len = values.len();
         Tensor::<1, Int>::from_data(TensorData::new(values, [len]), &device)
     };
-    let rows = hidden_states.select(0, ints(blocks.token_of_row));
+    let row_of_slot = ints(blocks.row_of_slot);
+    let to_rows = RowMap {
+        taken: ints(blocks.token_of_row),
+        went_to: row_of_slot.clone().reshape([tokens, top_k]),
+    };
+    let rows = take_rows(hidden_states, to_rows);
     let num_rows = rows.dims()[0];
     let main_rows = num_rows - blocks.overflow_experts.len() * blocks.capacity;
     let in_blocks = |start: usize, end: usize| {
@@ -142,7 +148,11 @@ fn portable(
         ));
     }
     let outputs = Tensor::cat(outputs, 0).reshape([num_rows, hidden]);
-    let by_slot = outputs.select(0, ints(blocks.row_of_slot));
+    let to_slots = RowMap {
+        taken: row_of_slot,
+        went_to: ints(blocks.slot_of_row).unsqueeze_dim(1),
+    };
+    let by_slot = take_rows(outputs, to_slots);
     let weighted = by_slot.reshape([tokens, top_k, hidden]) * routing_weights.unsqueeze_dim::<3>(2);
     weighted.sum_dim(1).reshape([tokens, hidden])
 }
@@ -164,6 +174,8 @@ struct Blocks {
     overflow_experts: Vec<i64>,
     token_of_row: Vec<i64>,
     row_of_slot: Vec<i64>,
+    /// -1 where no pair is.
+    slot_of_row: Vec<i64>,
 }
 
 impl Blocks {
@@ -190,15 +202,18 @@ impl Blocks {
             row_of_slot.push((open_row[e] + filled[e] % capacity) as i64);
             filled[e] += 1;
         }
-        let mut token_of_row = vec![0; (num_experts + overflow_experts.len()) * capacity];
+        let rows = (num_experts + overflow_experts.len()) * capacity;
+        let (mut token_of_row, mut slot_of_row) = (vec![0; rows], vec![-1; rows]);
         for (slot, &row) in row_of_slot.iter().enumerate() {
             token_of_row[row as usize] = (slot / top_k) as i64;
+            slot_of_row[row as usize] = slot as i64;
         }
         Self {
             capacity,
             overflow_experts,
             token_of_row,
             row_of_slot,
+            slot_of_row,
         }
     }
 }

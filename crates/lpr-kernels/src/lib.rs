@@ -8,6 +8,7 @@
 //! | [`causal_attention`] | grouped-query attention over packed documents |
 //! | [`rms_norm`], [`layer_norm_silu`], [`rotary`], [`silu_mul`] | the small operations between them |
 //! | [`top_k`] | the experts with the largest scores |
+//! | [`choices_per_expert`], [`weight_per_expert`] | the load of each expert |
 //! | [`AdamW::update`], [`squared_norm`] | one optimizer step, and the norm to clip by |
 //!
 //! # Where an operation runs
@@ -33,18 +34,22 @@
 mod adamw;
 mod allocator;
 mod attention;
+mod choices;
 mod cpu;
 #[cfg(feature = "cuda")]
 mod cuda;
 pub mod devices;
 mod dispatch;
 mod experts;
+#[cfg(any(feature = "wgpu", feature = "cuda"))]
+mod gpu;
 mod layer_norm;
 mod linear;
 mod linear_cross_entropy;
 mod norm;
 pub mod profile;
 mod rotary;
+mod rows;
 mod squared_norm;
 mod swiglu;
 #[cfg(test)]
@@ -54,6 +59,7 @@ mod top_k;
 pub use adamw::{AdamW, AdamWStep, Moments};
 pub use allocator::keep_freed_memory;
 pub use attention::{SequenceMask, causal_attention};
+pub use choices::{choices_per_expert, weight_per_expert};
 pub use cpu::{
     InstructionSet, ProductPrecision, has_bf16_products, instruction_set, set_product_precision,
 };

@@ -13,47 +13,53 @@ use burn::{backend::Flex, tensor::Tensor};
 /// Elements summed on the device before the partial sums are read back.
 const CHUNK: usize = 4096;
 
-/// The sum of squares of all elements of `grad`, added up in `f64` in an order that does not depend
-/// on the number of threads.
+/// The sum of squares of all elements of all `grads`, added up in `f64` in an order that does not
+/// depend on the number of threads.
 ///
-/// Reads from the device. On backends without a kernel of their own, chunks of 4,096 elements are
-/// summed in the type of `grad` and only the sums of chunks in `f64`.
+/// Reads from the device, once for all of them. On backends without a kernel of their own, chunks of
+/// 4,096 elements are summed in the type of the gradients and only the sums of chunks in `f64`.
 ///
 /// # Panics
 ///
 /// If the device cannot be read.
-pub fn squared_norm<const D: usize>(grad: &Tensor<D>) -> f64 {
+pub fn squared_norm<'a>(grads: impl IntoIterator<Item = &'a Tensor<1>>) -> f64 {
     let _span = span("squared_norm");
-    let grad = grad.clone().inner();
-    if has_cpu_kernel(&grad) {
-        let grad = grad.try_into_primitive::<Flex>();
-        let grad = consecutive(grad.expect("a tensor of the CPU backend"));
-        return kernel::squared_norm(Level::current(), floats(&grad));
+    let mut total = 0.0;
+    let mut sums = Vec::new();
+    for grad in grads {
+        let grad = grad.clone().inner();
+        if has_cpu_kernel(&grad) {
+            let grad = grad.try_into_primitive::<Flex>();
+            let grad = consecutive(grad.expect("a tensor of the CPU backend"));
+            total += kernel::squared_norm(Level::current(), floats(&grad));
+        } else {
+            sums.extend(sums_of_chunks(grad));
+        }
     }
-    portable(grad)
+    if sums.is_empty() {
+        return total;
+    }
+    let sums: Vec<f64> = Tensor::cat(sums, 0)
+        .try_into_vec_as()
+        .expect("the partial sums are readable");
+    total + sums.iter().sum::<f64>()
 }
 
-/// The operation in plain tensor operations.
-fn portable<const D: usize>(grad: Tensor<D>) -> f64 {
-    let size = grad.shape().num_elements();
-    let flat = grad.reshape([size]).square();
+/// The sums of squares of the chunks of `grad`, in plain tensor operations.
+fn sums_of_chunks(grad: Tensor<1>) -> Vec<Tensor<1>> {
+    let [size] = grad.dims();
+    let squares = grad.square();
     let whole = size - size % CHUNK;
-    let mut total = 0.0;
+    let mut sums = Vec::new();
     if whole > 0 {
-        let rows = flat.clone().narrow(0, 0, whole);
+        let rows = squares.clone().narrow(0, 0, whole);
         let rows = rows.reshape([whole / CHUNK, CHUNK]).sum_dim(1);
-        let sums: Vec<f64> = rows
-            .try_into_vec_as()
-            .expect("the partial sums are readable");
-        total += sums.iter().sum::<f64>();
+        sums.push(rows.reshape([whole / CHUNK]));
     }
     if whole < size {
-        total += flat
-            .narrow(0, whole, size - whole)
-            .sum()
-            .into_scalar::<f64>();
+        sums.push(squares.narrow(0, whole, size - whole).sum());
     }
-    total
+    sums
 }
 
 #[cfg(test)]
@@ -77,7 +83,7 @@ mod tests {
         for len in [1, 15, 17, 4096, 4099, 65_536, 200_003] {
             for dtype in [DType::F32, DType::F64] {
                 let (grad, exact) = random(len, dtype);
-                let sum = squared_norm(&grad);
+                let sum = squared_norm([&grad]);
                 let error = (sum - exact).abs();
                 assert!(
                     error <= 1e-12 * exact,
@@ -90,21 +96,31 @@ mod tests {
     #[test]
     fn the_twin_agrees_in_single_precision() {
         let (grad, exact) = random(10_007, DType::F32);
-        let sum = portable(grad);
+        let sums = Tensor::cat(sums_of_chunks(grad), 0);
+        let sums: Vec<f64> = sums.try_into_vec_as().expect("readable");
+        let sum: f64 = sums.iter().sum();
         // Each chunk is a sum of 4,096 terms in single precision.
         assert!((sum - exact).abs() <= 1e-5 * exact, "{sum}, not {exact}");
     }
 
     #[test]
+    fn adds_over_all_gradients() {
+        let ((a, a_exact), (b, b_exact)) = (random(5000, DType::F64), random(7, DType::F64));
+        let sum = squared_norm([&a, &b]);
+        assert!((sum - a_exact - b_exact).abs() <= 1e-12 * sum, "{sum}");
+        assert!(squared_norm([]).abs() < f64::MIN_POSITIVE);
+    }
+
+    #[test]
     fn is_the_same_bits_on_all_threads_and_instruction_sets() {
         let (grad, _) = random(300_007, DType::F32);
-        let sum = squared_norm(&grad);
+        let sum = squared_norm([&grad]);
         for threads in 1..=3 {
-            let same = on_threads(threads, || squared_norm(&grad));
+            let same = on_threads(threads, || squared_norm([&grad]));
             assert_eq!(same.to_bits(), sum.to_bits(), "{threads} threads");
         }
         for level in Level::available() {
-            let same = forced::with(level, || squared_norm(&grad));
+            let same = forced::with(level, || squared_norm([&grad]));
             assert_eq!(same.to_bits(), sum.to_bits(), "{level:?}");
         }
     }
@@ -112,9 +128,9 @@ mod tests {
     #[test]
     fn sees_through_views_and_gradients_that_are_not_numbers() {
         let (grad, exact) = random(12, DType::F32);
-        let view = grad.reshape([3, 4]).transpose();
-        assert!((squared_norm(&view) - exact).abs() < 1e-12);
+        let view = grad.flip([0]);
+        assert!((squared_norm([&view]) - exact).abs() < 1e-12);
         let broken = flat(&[1.0, f64::NAN], DType::F32, &Device::flex());
-        assert!(squared_norm(&broken).is_nan());
+        assert!(squared_norm([&broken]).is_nan());
     }
 }

@@ -13,9 +13,9 @@ use burn::{
     tensor::{Int, Tensor, TensorData},
 };
 
-/// The `k` largest scores of each row, the largest first, and their columns. On the CPU, of equal
-/// scores the first column comes first, and a NaN is larger than all numbers (smaller with its sign
-/// set); elsewhere their order is that of Burn's sort.
+/// The `k` largest scores of each row, the largest first, and their columns. Of equal scores the first
+/// column comes first. On the CPU a NaN is larger than all numbers (smaller with its sign set);
+/// elsewhere its place is not defined.
 ///
 /// # Shapes
 ///
@@ -32,14 +32,15 @@ pub fn top_k(scores: Tensor<2>, k: usize) -> (Tensor<2>, Tensor<2, Int>) {
         0 < k && k <= columns,
         "top_k: k = {k} must be 1 to the {columns} columns"
     );
-    if !has_cpu_kernel(&scores) {
-        return scores.topk_with_indices(k, 1);
-    }
-    let plain = scores.clone().inner().try_into_primitive::<Flex>();
-    let plain = consecutive(plain.expect("a tensor of the CPU backend"));
-    let indices = kernel::indices(floats(&plain), columns, k);
-    let indices = TensorData::new(indices, [rows, k]);
-    let indices = Tensor::<2, Int>::from_data(indices, &scores.device());
+    let plain = scores.clone().inner();
+    let indices = if has_cpu_kernel(&scores) {
+        let plain = plain.try_into_primitive::<Flex>();
+        let plain = consecutive(plain.expect("a tensor of the CPU backend"));
+        let indices = kernel::indices(floats(&plain), columns, k);
+        Tensor::from_data(TensorData::new(indices, [rows, k]), &scores.device())
+    } else {
+        Tensor::from_inner(plain.argtopk(k, 1))
+    };
     (scores.gather(1, indices.clone()), indices)
 }
 

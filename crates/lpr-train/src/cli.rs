@@ -268,6 +268,9 @@ pub struct BenchArgs {
     /// absent.
     #[arg(long, value_parser = ["f32", "bf16"])]
     pub precision: Option<String>,
+    /// Where to compute, if not where the file says: `cpu`, `wgpu`, `wgpu:N`, `cuda` or `cuda:N`.
+    #[arg(long, value_name = "DEVICE", env = "LPR_DEVICE")]
+    pub device: Option<String>,
     /// Start from these weights: a safetensors file under Hugging Face's names.
     #[arg(long, value_name = "FILE")]
     pub init: Option<PathBuf>,

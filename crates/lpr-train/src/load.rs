@@ -1,6 +1,7 @@
 //! What each expert of a layer got, read back from the device.
 
-use burn::tensor::{IndexingUpdateOp, Int, Tensor};
+use burn::tensor::{Int, Tensor, TensorData, Transaction};
+use lpr_kernels::weight_per_expert;
 use lpr_model::Routing;
 
 use crate::balance::LoadCounts;
@@ -27,13 +28,10 @@ impl DeviceLoad {
     /// Counts the choices that `routing` made for `batch`.
     pub fn new(routing: &Routing, batch: &MicroBatch) -> Self {
         let num_experts = routing.router_logits.dims()[1];
-        let choices = routing.expert_indices.shape().num_elements();
-        let weights = routing.routing_weights.clone().detach();
-        let weight_sums = Tensor::<1>::zeros([num_experts], &weights.device()).select_assign(
-            0,
-            routing.expert_indices.clone().reshape([choices]),
-            weights.reshape([choices]),
-            IndexingUpdateOp::Add,
+        let weight_sums = weight_per_expert(
+            routing.expert_indices.clone(),
+            routing.routing_weights.clone(),
+            num_experts,
         );
         Self {
             with_padding: routing.expert_counts(None),
@@ -45,21 +43,42 @@ impl DeviceLoad {
         }
     }
 
-    /// Waits for the device.
-    pub fn read(self) -> LayerLoad {
-        let with_padding = counts(self.with_padding);
+    /// Adds what there is to read to `reads`.
+    pub fn register(&self, reads: Transaction) -> Transaction {
+        let reads = reads
+            .register(self.with_padding.clone())
+            .register(self.weight_sums.clone());
+        match &self.without_padding {
+            Some(counts) => reads.register(counts.clone()),
+            None => reads,
+        }
+    }
+
+    /// Takes from `data` what [`register`](Self::register) added.
+    pub fn take(&self, data: &mut impl Iterator<Item = TensorData>) -> LayerLoad {
+        let mut next = || data.next().expect("what was registered was read");
+        let with_padding = counts(&next());
+        let weight_sums = next().iter::<f64>().collect();
+        let without_padding = match &self.without_padding {
+            Some(_) => counts(&next()),
+            None => with_padding.clone(),
+        };
         LayerLoad {
             counts: LoadCounts {
-                without_padding: self
-                    .without_padding
-                    .map_or_else(|| with_padding.clone(), counts),
                 with_padding,
+                without_padding,
             },
-            weight_sums: self.weight_sums.into_data().iter::<f64>().collect(),
+            weight_sums,
         }
+    }
+
+    /// Waits for the device.
+    pub fn read(self) -> LayerLoad {
+        let reads = self.register(Transaction::default());
+        self.take(&mut reads.execute().into_iter())
     }
 }
 
-fn counts(tensor: Tensor<1, Int>) -> Vec<u64> {
-    tensor.into_data().iter::<u64>().collect()
+fn counts(data: &TensorData) -> Vec<u64> {
+    data.iter::<u64>().collect()
 }

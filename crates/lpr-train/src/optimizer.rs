@@ -61,8 +61,7 @@ impl GradientSum {
     /// The Euclidean norm over the gradients of the parameters that `selects` picks by name.
     pub fn norm_where(&self, selects: impl Fn(&str) -> bool) -> f64 {
         let selected = self.tensors.iter().filter(|(name, _)| selects(name));
-        let squares: f64 = selected.map(|(_, gradient)| squared_norm(gradient)).sum();
-        squares.sqrt() * self.scale
+        squared_norm(selected.map(|(_, gradient)| gradient)).sqrt() * self.scale
     }
 
     /// Scales all gradients, when the optimizer reads them, so that their norm, now `norm`, is at most `max_norm`; 0 turns clipping

@@ -1,7 +1,7 @@
 //! One optimizer step: the paper's update on one screen.
 
 use burn::module::Module;
-use burn::tensor::{Int, Tensor};
+use burn::tensor::{Int, Tensor, TensorData, Transaction};
 use lpr_kernels::profile::span;
 use lpr_model::random::Stream;
 use lpr_model::router::{RouterKind, StepLoad, StepStatistics};
@@ -310,6 +310,15 @@ impl MicroBatchResult {
             choices: choices.map(|r| DeviceChoices::new(r, traced)).collect(),
         }
     }
+
+    /// Adds what there is to read to `reads`, in the order of the fields.
+    fn register(&self, reads: Transaction) -> Transaction {
+        let reads = reads.register(self.cross_entropy.clone());
+        let losses = self.router_losses.iter();
+        let reads = losses.fold(reads, |reads, loss| reads.register(loss.value.clone()));
+        let loads = self.loads.iter();
+        loads.fold(reads, |reads, load| load.register(reads))
+    }
 }
 
 impl StepReport {
@@ -319,21 +328,26 @@ impl StepReport {
         step_targets: usize,
         grad_norm: f64,
     ) -> Self {
+        let reads = results
+            .iter()
+            .fold(Transaction::default(), |reads, r| r.register(reads));
+        let mut data = reads.execute().into_iter();
         let num = results.len() as f64;
         let mut cross_entropy = 0.0;
         let mut router_losses: Vec<(&'static str, f64, f64)> = Vec::new();
         let mut loads = Vec::with_capacity(results.len());
         let mut choices = Vec::with_capacity(results.len());
         for result in results {
-            cross_entropy += scalar(result.cross_entropy);
-            for (index, loss) in result.router_losses.into_iter().enumerate() {
-                let value = scalar(loss.value) / num;
+            cross_entropy += scalar(&mut data);
+            for (index, loss) in result.router_losses.iter().enumerate() {
+                let value = scalar(&mut data) / num;
                 match router_losses.get_mut(index) {
                     Some((_, sum, _)) => *sum += value,
                     None => router_losses.push((loss.name, value, loss.weight)),
                 }
             }
-            loads.push(result.loads.into_iter().map(DeviceLoad::read).collect());
+            let layers = result.loads.iter().map(|load| load.take(&mut data));
+            loads.push(layers.collect());
             let chosen = result.choices.into_iter().map(DeviceChoices::read);
             choices.push(chosen.collect());
         }
@@ -351,6 +365,7 @@ impl StepReport {
     }
 }
 
-fn scalar(tensor: Tensor<1>) -> f64 {
-    f64::from(tensor.into_scalar::<f32>())
+fn scalar(data: &mut impl Iterator<Item = TensorData>) -> f64 {
+    let scalar = data.next().and_then(|data| data.iter::<f32>().next());
+    f64::from(scalar.expect("what was registered was read"))
 }

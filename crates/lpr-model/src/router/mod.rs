@@ -18,6 +18,7 @@ pub use lpr::{
 pub use sigmoid_topk::BiasUpdate;
 
 use burn::tensor::{Device, Int, Tensor, TensorData};
+use lpr_kernels::choices_per_expert;
 use serde::Serialize;
 
 use crate::config::{ConfigProblem, DecoderConfig};
@@ -281,17 +282,7 @@ impl Routing {
     /// How many tokens each expert got: `[num_experts]`, over all positions, or only over those
     /// where `is_token` (`[tokens]`, 0 or 1) is set. Sums to positions times k.
     pub fn expert_counts(&self, is_token: Option<Tensor<1, Int>>) -> Tensor<1, Int> {
-        let [tokens, top_k] = self.expert_indices.dims();
-        let device = self.expert_indices.device();
-        let ones = match is_token {
-            Some(mask) => mask.reshape([tokens, 1]).repeat_dim(1, top_k),
-            None => Tensor::<2, Int>::ones([tokens, top_k], &device),
-        };
-        Tensor::<1, Int>::zeros([self.router_logits.dims()[1]], &device).select_assign(
-            0,
-            self.expert_indices.clone().reshape([tokens * top_k]),
-            ones.reshape([tokens * top_k]),
-            burn::tensor::IndexingUpdateOp::Add,
-        )
+        let num_experts = self.router_logits.dims()[1];
+        choices_per_expert(self.expert_indices.clone(), is_token, num_experts)
     }
 }

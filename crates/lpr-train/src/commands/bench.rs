@@ -4,6 +4,7 @@ use std::fmt::Write as _;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use lpr_kernels::devices::gpu_name;
 use lpr_kernels::profile::SpanTime;
 use lpr_model::CausalLm;
 use lpr_model::estimate::estimate;
@@ -33,6 +34,10 @@ struct Findings {
     threads: usize,
     instruction_set: String,
     precision: Precision,
+    device: String,
+    /// What computes in place of the processor, as it calls itself.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    gpu: Option<String>,
     params: u64,
     /// Floating-point operations, as `estimate` counts them.
     mflop_per_token: f64,
@@ -76,7 +81,10 @@ struct SpanShare {
 /// A configuration with problems, a step that is not finite.
 pub fn run(args: &BenchArgs) -> Result<Outcome, TrainError> {
     let start = Instant::now();
-    let config = shape::config(&args.shape, args.router, args.precision.as_deref())?;
+    let mut config = shape::config(&args.shape, args.router, args.precision.as_deref())?;
+    if let Some(device) = &args.device {
+        config.train.device.clone_from(device);
+    }
     let threads = use_threads(args.threads)?;
     let device = session::open_device(&config)?;
     let mut model = session::initial_model(&config, &device.clone().autodiff());
@@ -110,6 +118,8 @@ pub fn run(args: &BenchArgs) -> Result<Outcome, TrainError> {
         threads,
         instruction_set: lpr_kernels::instruction_set().to_string(),
         precision: config.train.precision,
+        device: config.train.device.clone(),
+        gpu: gpu_name(&device),
         params: cost.total_params,
         mflop_per_token: flops as f64 / 1e6,
         gflop_s: flops as f64 * tokens as f64 / median / 1e9,
@@ -185,7 +195,7 @@ fn shares(timing: &Timing) -> Vec<SpanShare> {
 
 fn table(found: &Findings) -> String {
     let mut text = format!(
-        "{} with the router {}, {}, {} threads, {}{}\n\
+        "{} with the router {}, {}, {}{}\n\
          {:.0} tokens/s (median of {} steps of {} tokens), best {:.0}",
         found.shape,
         found.router,
@@ -193,8 +203,10 @@ fn table(found: &Findings) -> String {
             Mode::Train => "training",
             Mode::Eval => "evaluation",
         },
-        found.threads,
-        found.instruction_set,
+        found
+            .gpu
+            .clone()
+            .unwrap_or_else(|| format!("{} threads, {}", found.threads, found.instruction_set)),
         match found.precision {
             Precision::F32 => "",
             Precision::Bf16 => " with bf16 products",

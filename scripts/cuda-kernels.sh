@@ -1,0 +1,31 @@
+#!/usr/bin/env bash
+# Compiles every CUDA kernel of training steps with NVIDIA's compiler, on a machine without a GPU: a driver
+# that computes nothing stands in for NVIDIA's (scripts/no-gpu/driver.c), NVRTC is the real one. Fails if a
+# kernel does not compile. The losses it prints mean nothing.
+#
+#   scripts/cuda-kernels.sh CU
+#
+# CU is a folder with CUDA's headers and NVRTC:
+#   pip install --target CU --no-deps nvidia-cuda-runtime==13.0.* nvidia-cuda-nvrtc==13.0.* \
+#       nvidia-cuda-cccl==13.0.* nvidia-cuda-crt==13.0.*
+set -euo pipefail
+if [ $# -ne 1 ]; then
+    sed -n '2,11s/^# \{0,1\}//p' "$0" >&2
+    exit 2
+fi
+cuda=$(cd "$1/nvidia/cu13" && pwd)
+cd "$(dirname "$0")/.."
+cargo build --release --features cuda
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
+# Not libcuda.so.1, which NVRTC itself looks for.
+cc -O1 -shared -fPIC -o "$work/libcuda.so" scripts/no-gpu/driver.c
+export CUDA_PATH=$cuda LD_LIBRARY_PATH=$work:$cuda/lib
+for config in qwen3moe-lpr qwen3moe mixtral-lpr deepseekv3; do
+    for precision in f32 bf16; do
+        echo "$config, $precision"
+        target/release/lpr-train bench --shape configs/tiny-$config.toml --precision $precision \
+            --device cuda --warmup 0 --steps 2 > "$work/out" 2> "$work/err" || { cat "$work/out" "$work/err"; exit 1; }
+        grep '^no-gpu: [1-9]' "$work/err"
+    done
+done
