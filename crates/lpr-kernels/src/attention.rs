@@ -8,6 +8,7 @@ use crate::{
         visibility::{Documents, Visibility},
     },
     dispatch::{has_cpu_kernel, record},
+    precision::product,
     profile::span,
 };
 use burn::{
@@ -124,7 +125,7 @@ fn portable(
     let [_, _, kv_heads, v_head_dim] = value.dims();
     let grouped = [batch, kv_heads, heads / kv_heads * seq, head_dim];
     let query = query.swap_dims(1, 2).reshape(grouped) * scale;
-    let scores = query.matmul(key.permute([0, 2, 3, 1]));
+    let scores = product(query, key.permute([0, 2, 3, 1]));
     let visible = visible(&scores, mask, batch, seq);
     let by_head = [batch, heads, seq, seq];
     let visible = visible.unsqueeze_dim::<4>(1).expand(by_head);
@@ -133,7 +134,7 @@ fn portable(
     let scores = scores.mask_fill(visible.clone().bool_not(), -1.0e30);
     let probs = activation::softmax(scores, 3).mask_fill(visible.bool_not(), 0.0);
     let probs = probs.reshape([batch, kv_heads, heads / kv_heads * seq, seq]);
-    let out = probs.matmul(value.swap_dims(1, 2));
+    let out = product(probs, value.swap_dims(1, 2));
     out.reshape([batch, heads, seq, v_head_dim]).swap_dims(1, 2)
 }
 

@@ -9,6 +9,7 @@ use crate::{
         tensor::{consecutive, floats, floats_mut, from_floats, integers},
     },
     dispatch::{has_cpu_kernel, record},
+    precision::product,
     profile::span,
     rows::{RowMap, take_rows},
 };
@@ -160,10 +161,10 @@ fn portable(
 /// One `SwiGLU` network per block: `x` is `[blocks, rows, hidden]`.
 fn swiglu_network(x: Tensor<3>, gate_up_proj: Tensor<3>, down_proj: Tensor<3>) -> Tensor<3> {
     let [_, intermediate, _] = down_proj.dims();
-    let gate_up = x.matmul(gate_up_proj);
+    let gate_up = product(x, gate_up_proj);
     let gate = gate_up.clone().narrow(2, 0, intermediate);
     let up = gate_up.narrow(2, intermediate, intermediate);
-    (activation::silu(gate) * up).matmul(down_proj)
+    product(activation::silu(gate) * up, down_proj)
 }
 
 /// Where each (token, choice) pair is computed: blocks of `capacity` rows, first one block for

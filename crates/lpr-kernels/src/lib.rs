@@ -27,8 +27,8 @@
 //!   limit; asking for more than the CPU has gives what it has, and another value is no limit.
 //!   [`instruction_set`] tells the choice. Results may differ in the last digits from one
 //!   instruction set to another.
-//! - [`set_product_precision`] lets matrix products round their factors to 16 bits where the CPU
-//!   multiplies those faster; sums and all else stay `f32`.
+//! - [`set_product_precision`] lets matrix products round their factors to 16 bits where the device
+//!   multiplies those faster; all else stays `f32`.
 //! - A tensor whose elements are not consecutive in memory is copied first.
 
 mod adamw;
@@ -47,6 +47,7 @@ mod layer_norm;
 mod linear;
 mod linear_cross_entropy;
 mod norm;
+mod precision;
 pub mod profile;
 mod rotary;
 mod rows;
@@ -60,14 +61,13 @@ pub use adamw::{AdamW, AdamWStep, Moments};
 pub use allocator::keep_freed_memory;
 pub use attention::{SequenceMask, causal_attention};
 pub use choices::{choices_per_expert, weight_per_expert};
-pub use cpu::{
-    InstructionSet, ProductPrecision, has_bf16_products, instruction_set, set_product_precision,
-};
+pub use cpu::{InstructionSet, instruction_set};
 pub use experts::{Overflow, experts, portable_overflow};
 pub use layer_norm::layer_norm_silu;
 pub use linear::{exact_linear, linear};
 pub use linear_cross_entropy::{IGNORE_INDEX, cross_entropy_rows, linear_cross_entropy};
 pub use norm::rms_norm;
+pub use precision::{ProductPrecision, has_bf16_products, set_product_precision};
 pub use rotary::rotary;
 pub use squared_norm::squared_norm;
 pub use swiglu::silu_mul;

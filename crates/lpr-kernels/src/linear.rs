@@ -6,6 +6,7 @@ use crate::{
         tensor::{consecutive, floats, from_floats},
     },
     dispatch::{has_cpu_kernel, record},
+    precision::product,
     profile::span,
 };
 use burn::{
@@ -77,7 +78,24 @@ fn map<const D: usize>(
             None => Dispatch::fused_linear(x, weight, exact),
         });
     }
-    tensor::module::linear(x, weight, bias)
+    if exact {
+        return tensor::module::linear(x, weight, bias);
+    }
+    portable(x, weight, bias)
+}
+
+/// The operation in plain tensor operations.
+fn portable<const D: usize>(x: Tensor<D>, weight: Tensor<2>, bias: Option<Tensor<1>>) -> Tensor<D> {
+    let [inputs, outputs] = weight.dims();
+    let mut shape = x.dims();
+    let rows = shape[..D - 1].iter().product();
+    shape[D - 1] = outputs;
+    let y = product::<2>(x.reshape([rows, inputs]), weight);
+    let y = match bias {
+        Some(bias) => y + bias.unsqueeze(),
+        None => y,
+    };
+    y.reshape(shape)
 }
 
 /// The operation with a kernel of its own.

@@ -7,6 +7,7 @@ use crate::{
         tensor::{consecutive, floats, from_floats, integers, scale},
     },
     dispatch::{has_cpu_kernel, record},
+    precision::{factor, product},
     profile::span,
 };
 use burn::{
@@ -86,6 +87,7 @@ pub fn cross_entropy_rows(vocab: usize) -> usize {
 fn portable(hidden_states: &Tensor<2>, weight: &Tensor<2>, targets: &Tensor<1, Int>) -> Tensor<1> {
     let tracked = hidden_states.is_tracked() || weight.is_tracked();
     let plain_weight = weight.clone().inner();
+    let factor_weight = factor(plain_weight.clone());
     let mut loss = Tensor::<1>::zeros([1], (&plain_weight.device(), plain_weight.dtype()));
     let mut hidden_grads = Vec::new();
     let mut weight_grad = plain_weight.zeros_like();
@@ -93,7 +95,7 @@ fn portable(hidden_states: &Tensor<2>, weight: &Tensor<2>, targets: &Tensor<1, I
     for start in (0..rows).step_by(CHUNK_ROWS) {
         let len = CHUNK_ROWS.min(rows - start);
         let chunk = hidden_states.clone().inner().narrow(0, start, len);
-        let logits = chunk.clone().matmul(plain_weight.clone().transpose());
+        let logits = product(chunk.clone(), factor_weight.clone().transpose());
         let log_probs = activation::log_softmax(logits, 1);
         let targets = targets.clone().narrow(0, start, len).unsqueeze_dim(1);
         let ignored = targets.clone().equal_scalar(IGNORE_INDEX);
@@ -106,8 +108,9 @@ fn portable(hidden_states: &Tensor<2>, weight: &Tensor<2>, targets: &Tensor<1, I
             let grad = grad.scatter(1, targets, minus_one, IndexingUpdateOp::Add);
             let ignored = ignored.expand(grad.dims());
             let grad = grad.mask_fill(ignored, 0.0);
-            hidden_grads.push(grad.clone().matmul(plain_weight.clone()));
-            weight_grad = weight_grad + grad.transpose().matmul(chunk);
+            let grad = factor(grad);
+            hidden_grads.push(product(grad.clone(), factor_weight.clone()));
+            weight_grad = weight_grad + product(grad.transpose(), chunk);
         }
     }
     if !tracked || hidden_grads.is_empty() {

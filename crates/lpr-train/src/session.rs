@@ -170,7 +170,7 @@ pub fn open_validation(
     )?)
 }
 
-/// The device that a config names. What the CPU's products multiply is set for the whole process.
+/// The device that a config names. What its products multiply is set for the whole process.
 ///
 /// # Errors
 /// If this build or machine does not have it, or it does not have the config's precision.
@@ -185,24 +185,18 @@ pub fn open_device(config: &RunConfig) -> Result<Device, TrainError> {
             "{error}; --device cpu (or train.device = \"cpu\") computes on the CPU"
         ))
     })?;
-    set_product_precision(match (config.train.precision, name.platform) {
-        (Precision::F32, _) => ProductPrecision::F32,
-        (Precision::Bf16, Platform::Cpu) if has_bf16_products() => ProductPrecision::Bf16,
-        (Precision::Bf16, Platform::Cpu) => {
+    let precision = match config.train.precision {
+        Precision::F32 => ProductPrecision::F32,
+        Precision::Bf16 if has_bf16_products(&device) => ProductPrecision::Bf16,
+        Precision::Bf16 => {
             return Err(refused(
-                "it has no products of 16-bit brain floats (AVX-512 BF16); \
-                 use train.precision = \"f32\""
+                "it has no products of 16-bit brain floats (of CPUs, those with AVX-512 BF16 have \
+                 them); use train.precision = \"f32\""
                     .to_owned(),
             ));
         }
-        (Precision::Bf16, Platform::Wgpu | Platform::Cuda) => {
-            return Err(refused(
-                "products of 16-bit brain floats are for the CPU alone so far; \
-                 use train.precision = \"f32\""
-                    .to_owned(),
-            ));
-        }
-    });
+    };
+    set_product_precision(&device, precision);
     Ok(device)
 }
 

@@ -64,22 +64,12 @@ pub fn instruction_set() -> InstructionSet {
     Level::current().instruction_set()
 }
 
-/// The numbers that matrix products multiply. Sums, and everything that is not a product, are 32-bit
-/// floats.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum ProductPrecision {
-    /// 32-bit floats.
-    F32,
-    /// Both factors are rounded to 16-bit brain floats, which have 8 bits of precision.
-    Bf16,
-}
-
-/// What [`set_product_precision`] chose last.
+/// What [`multiply_bf16`] chose last.
 static BF16: AtomicBool = AtomicBool::new(false);
 
 /// Whether this CPU has instructions for products of 16-bit brain floats (AVX-512 BF16) that the
 /// environment variable `LPR_KERNELS` does not rule out.
-pub fn has_bf16_products() -> bool {
+pub(crate) fn has_bf16_products() -> bool {
     #[cfg(target_arch = "x86_64")]
     {
         instruction_set() == InstructionSet::Avx512 && is_x86_feature_detected!("avx512bf16")
@@ -90,18 +80,9 @@ pub fn has_bf16_products() -> bool {
     }
 }
 
-/// Chooses what the matrix products of this process multiply from now on; at first 32-bit floats. The
-/// portable twins on other devices are not affected.
-///
-/// # Panics
-///
-/// If the CPU has no such products, see [`has_bf16_products`].
-pub fn set_product_precision(precision: ProductPrecision) {
-    let bf16 = precision == ProductPrecision::Bf16;
-    assert!(
-        !bf16 || has_bf16_products(),
-        "this CPU has no products of 16-bit brain floats"
-    );
+/// Chooses whether the matrix products of this process multiply 16-bit brain floats from now on, which
+/// only [`has_bf16_products`] allows.
+pub(crate) fn multiply_bf16(bf16: bool) {
     BF16.store(bf16, Relaxed);
 }
 

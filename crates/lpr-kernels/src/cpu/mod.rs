@@ -28,6 +28,5 @@ pub(crate) mod visibility;
 pub(crate) use instruction_set::Level;
 #[cfg(test)]
 pub(crate) use instruction_set::forced;
-pub use instruction_set::{
-    InstructionSet, ProductPrecision, has_bf16_products, instruction_set, set_product_precision,
-};
+pub use instruction_set::{InstructionSet, instruction_set};
+pub(crate) use instruction_set::{has_bf16_products, multiply_bf16};

@@ -120,7 +120,7 @@ pub enum Precision {
     /// 32-bit floats.
     #[default]
     F32,
-    /// Factors rounded to 16-bit brain floats, on CPUs that have AVX-512 BF16.
+    /// Factors rounded to 16-bit brain floats, on GPUs, and CPUs, that multiply them (AVX-512 BF16).
     Bf16,
 }
 
