@@ -110,6 +110,7 @@ fn train(family: &FamilyConfig, router: &RouterConfig, device: &Device) -> Vec<[
             noise: StepPlan::noise(7, step as u64, 1),
             max_loss: f64::INFINITY,
             stop: StopRequest::default(),
+            traced_positions: 0,
         };
         let (next, report) = train_step(model, &mut optimizer, router, &[batch], &plan).unwrap();
         model = next;

@@ -118,6 +118,10 @@ fn empty(like: &CubeTensor, shape: [usize; 2], dtype: DType) -> CubeTensor {
 }
 
 /// Apart, for the language has a `Tensor` of its own.
+#[allow(
+    clippy::used_underscore_binding,
+    reason = "what `cube` makes of the types reads them"
+)]
 mod kernel {
     use cubecl::prelude::*;
 
