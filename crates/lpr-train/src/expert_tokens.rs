@@ -138,13 +138,14 @@ pub struct TokenShare {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use burn::tensor::{Device, Int, Tensor, TensorData};
     use lpr_data::DataPosition;
 
     use super::*;
 
-    fn batch(ids: &[u32], is_token: &[bool]) -> TokenBatch {
+    /// One row, one document.
+    pub(crate) fn batch(ids: &[u32], is_token: &[bool]) -> TokenBatch {
         TokenBatch {
             num_rows: 1,
             sequence_length: ids.len(),

@@ -193,9 +193,8 @@ pub struct Trace {
 
 #[cfg(test)]
 pub(super) mod tests {
-    use lpr_data::DataPosition;
-
     use super::*;
+    use crate::expert_tokens::tests::batch;
 
     /// A trace of one layer and one batch: ids, whether they are tokens, and the chosen experts.
     pub fn trace(
@@ -207,17 +206,7 @@ pub(super) mod tests {
         let mut recording = Recording::of_shape(usize::MAX, 1, num_experts, chosen[0].len());
         let experts = chosen.concat();
         let weights = vec![1.0; experts.len()];
-        let batch = TokenBatch {
-            num_rows: 1,
-            sequence_length: ids.len(),
-            input_ids: ids.to_vec(),
-            targets: vec![0; ids.len()],
-            is_token: is_token.to_vec(),
-            document_ids: vec![0; ids.len()],
-            position_ids: (0..ids.len() as u32).collect(),
-            num_targets: ids.len(),
-            position: DataPosition::default(),
-        };
+        let batch = batch(ids, is_token);
         let mut load = LayerLoad {
             counts: LoadCounts::new(num_experts),
             weight_sums: Vec::new(),
