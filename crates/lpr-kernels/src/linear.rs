@@ -261,6 +261,9 @@ mod tests {
             ([2, 150], 40, 7),
             ([1, 700], 33, 65),
             ([2, 3], 70, 600),
+            // The gradient of the weight is a sum of parts.
+            ([2, 1100], 5, 9),
+            ([1, 1025], 260, 7),
         ] {
             let operands = random(rows, inputs, outputs);
             check(op(rows, inputs, outputs), &operands);

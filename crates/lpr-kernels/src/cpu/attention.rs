@@ -1,11 +1,13 @@
-//! Causal grouped-query attention, one head and one block of queries at a time.
+//! Causal grouped-query attention, the heads of one group and a block of queries at a time.
 //!
-//! A block's scores reach from the first to the last key that one of its queries sees; nothing
-//! above the diagonal block is computed, and no more than one block of scores per task exists.
+//! All heads of a group share their keys and values, so that each query has as many rows in a block's
+//! scores. These reach from the first to the last key that one of its queries sees; nothing above the
+//! diagonal block is computed, and no more than one block of scores per task exists.
 
 use super::{
     Level,
     buffer::{NewFloat, Shared, new_buffer, written},
+    heads::Heads,
     matrix::{Matrix, MatrixMut},
     simd::vector_loop,
     visibility::Visibility,
@@ -13,8 +15,10 @@ use super::{
 use rayon::prelude::*;
 use std::ops::Range;
 
-/// Queries of a block.
-const BLOCK: usize = 64;
+/// Rows of a block's scores, within limits of its queries.
+const BLOCK_ROWS: usize = 128;
+/// Least and most queries of a block.
+const BLOCK_QUERIES: (usize, usize) = (16, 64);
 
 /// The sizes of an attention.
 #[derive(Clone, Copy, Debug)]
@@ -41,98 +45,69 @@ pub(crate) struct Operands<'a> {
     pub(crate) scale: f32,
 }
 
-/// A head of a tensor `[batch, seq, heads, dim]`: where its rows are.
-#[derive(Clone, Copy)]
-struct Head {
-    row: usize,
-    seq: usize,
-    heads: usize,
-    index: usize,
-    dim: usize,
-}
-
-impl Head {
-    fn offset(self, position: usize) -> usize {
-        ((self.row * self.seq + position) * self.heads + self.index) * self.dim
-    }
-
-    fn stride(self) -> usize {
-        self.heads * self.dim
-    }
-
-    /// The rows at these positions.
-    fn matrix(self, data: &[f32], positions: Range<usize>) -> Matrix<'_> {
-        let data = &data[self.offset(positions.start)..];
-        Matrix::strided(data, positions.len(), self.dim, self.stride())
-    }
-
-    /// The rows at these positions, to write.
-    ///
-    /// # Safety
-    ///
-    /// While the matrix lives, nothing else may use these rows.
-    unsafe fn matrix_mut(self, data: Shared<'_>, positions: Range<usize>) -> MatrixMut<'_> {
-        let shape = [positions.len(), self.dim];
-        // SAFETY: the caller vouches for it.
-        unsafe { data.matrix(self.offset(positions.start), shape, self.stride()) }
-    }
-}
-
 impl Sizes {
-    fn query(self, row: usize, head: usize) -> Head {
-        self.head(row, head, self.heads, self.head_dim)
+    /// The query heads of a group, each `dim` wide.
+    fn group_of(self, row: usize, kv_head: usize, dim: usize) -> Heads {
+        let count = self.heads / self.kv_heads;
+        self.heads_of(row, self.heads, kv_head * count, count, dim)
     }
 
-    fn key(self, row: usize, head: usize) -> Head {
-        self.head(row, head, self.kv_heads, self.head_dim)
+    fn key(self, row: usize, kv_head: usize) -> Heads {
+        self.heads_of(row, self.kv_heads, kv_head, 1, self.head_dim)
     }
 
-    fn value(self, row: usize, head: usize) -> Head {
-        self.head(row, head, self.kv_heads, self.v_head_dim)
+    fn value(self, row: usize, kv_head: usize) -> Heads {
+        self.heads_of(row, self.kv_heads, kv_head, 1, self.v_head_dim)
     }
 
-    fn output(self, row: usize, head: usize) -> Head {
-        self.head(row, head, self.heads, self.v_head_dim)
-    }
-
-    fn head(self, row: usize, index: usize, heads: usize, dim: usize) -> Head {
-        Head {
+    fn heads_of(self, row: usize, heads: usize, first: usize, count: usize, dim: usize) -> Heads {
+        Heads {
             row,
             seq: self.seq,
-            heads,
-            index,
+            of: heads,
+            first,
+            count,
             dim,
         }
     }
 
+    /// Query heads of a key's head.
     fn group(self) -> usize {
         self.heads / self.kv_heads
+    }
+
+    /// Queries of a block.
+    fn block(self) -> usize {
+        let (least, most) = BLOCK_QUERIES;
+        (BLOCK_ROWS / self.group()).clamp(least, most)
     }
 }
 
 /// The output `[batch, seq, heads, v_head_dim]` and, for [`backward`], the logarithm of each
-/// softmax's denominator `[batch, heads, seq]`.
+/// softmax's denominator `[batch, kv_heads, seq, heads / kv_heads]`.
 pub(crate) fn forward(level: Level, operands: Operands<'_>) -> (Vec<f32>, Vec<f32>) {
     let sizes = operands.sizes;
     let positions = sizes.batch * sizes.heads * sizes.seq;
     let mut output = new_buffer(positions * sizes.v_head_dim);
     let mut log_sums = new_buffer(positions);
     let (shared_output, shared_sums) = (Shared::new(&mut output), Shared::new(&mut log_sums));
-    let blocks = sizes.seq.div_ceil(BLOCK);
-    let tasks = sizes.batch * sizes.heads * blocks;
-    (0..tasks).into_par_iter().for_each(|task| {
+    let blocks = sizes.seq.div_ceil(sizes.block());
+    let tasks = (0..sizes.batch * sizes.kv_heads * blocks).into_par_iter();
+    tasks.with_max_len(1).for_each(|task| {
         let (head, index) = (task / blocks, task % blocks);
-        let block = Block::new(&operands, head / sizes.heads, head % sizes.heads, index);
-        let sums = block.log_sums();
-        let target = sizes.output(block.row, block.head);
-        let shape = [block.queries.len(), target.dim];
-        let offset = target.offset(block.queries.start);
-        // SAFETY: no other task has these queries of this head.
-        let (sums, output) = unsafe {
-            let output = shared_output.matrix(offset, shape, target.stride());
-            (shared_sums.slice(sums), output)
-        };
-        block.forward(level, sums, output);
+        let block = Block::new(
+            &operands,
+            head / sizes.kv_heads,
+            head % sizes.kv_heads,
+            index,
+        );
+        // SAFETY: no other task has these queries of this group.
+        unsafe {
+            let output = block.forward(level, shared_sums.slice(block.log_sums()));
+            block
+                .group(sizes.v_head_dim)
+                .spread(&output, shared_output, block.queries.clone());
+        }
     });
     // SAFETY: the tasks cover every query of every head, and each wrote its outputs and sums.
     unsafe { (written(output), written(log_sums)) }
@@ -143,7 +118,7 @@ pub(crate) fn forward(level: Level, operands: Operands<'_>) -> (Vec<f32>, Vec<f3
 pub(crate) struct Results<'a> {
     /// `[batch, seq, heads, v_head_dim]`
     pub(crate) output: &'a [f32],
-    /// `[batch, heads, seq]`
+    /// `[batch, kv_heads, seq, heads / kv_heads]`
     pub(crate) log_sums: &'a [f32],
     /// `[batch, seq, heads, v_head_dim]`
     pub(crate) grad: &'a [f32],
@@ -159,71 +134,85 @@ pub(crate) fn backward(
     let mut grads = [operands.query, operands.key, operands.value].map(|x| new_buffer(x.len()));
     let [query, key, value] = &mut grads;
     let shared = [Shared::new(query), Shared::new(key), Shared::new(value)];
-    (0..sizes.batch * sizes.kv_heads)
-        .into_par_iter()
-        .for_each(|task| {
-            let (row, kv_head) = (task / sizes.kv_heads, task % sizes.kv_heads);
-            let whole = [sizes.key(row, kv_head), sizes.value(row, kv_head)];
-            for (shared, head) in shared[1..].iter().zip(whole) {
-                // SAFETY: no other task has this key and value head.
-                unsafe { head.matrix_mut(*shared, 0..sizes.seq) }.clear();
+    let tasks = (0..sizes.batch * sizes.kv_heads).into_par_iter();
+    tasks.with_max_len(1).for_each(|task| {
+        let (row, kv_head) = (task / sizes.kv_heads, task % sizes.kv_heads);
+        let whole = [sizes.key(row, kv_head), sizes.value(row, kv_head)];
+        for (shared, head) in shared[1..].iter().zip(whole) {
+            // SAFETY: no other task has this key and value head.
+            unsafe { head.matrix_mut(*shared, 0..sizes.seq) }.clear();
+        }
+        for index in 0..sizes.seq.div_ceil(sizes.block()) {
+            let block = Block::new(&operands, row, kv_head, index);
+            // SAFETY: no other task has a query head of this group or its key and value head; the
+            // gradients of keys and values were cleared above.
+            unsafe {
+                let query_grad = block.backward(
+                    level,
+                    results,
+                    whole[0].matrix_mut(shared[1], block.keys.clone()),
+                    whole[1].matrix_mut(shared[2], block.keys.clone()),
+                );
+                block
+                    .group(sizes.head_dim)
+                    .spread(&query_grad, shared[0], block.queries.clone());
             }
-            for head in kv_head * sizes.group()..(kv_head + 1) * sizes.group() {
-                for index in 0..sizes.seq.div_ceil(BLOCK) {
-                    let block = Block::new(&operands, row, head, index);
-                    let query = sizes.query(row, head);
-                    // SAFETY: no other task has a query head of this group or its key and value
-                    // head; the gradients of keys and values were cleared above.
-                    unsafe {
-                        block.backward(
-                            level,
-                            results,
-                            query.matrix_mut(shared[0], block.queries.clone()),
-                            whole[0].matrix_mut(shared[1], block.keys.clone()),
-                            whole[1].matrix_mut(shared[2], block.keys.clone()),
-                        );
-                    }
-                }
-            }
-        });
+        }
+    });
     // SAFETY: the tasks cover all heads, and each wrote the gradients of all positions.
     grads.map(|grad| unsafe { written(grad) })
 }
 
-/// Some queries of a head with all keys that one of them sees.
+/// Some queries of the heads of a group with all keys that one of them sees. A row is a query of a
+/// head, the heads of a query one after the other.
 struct Block<'a> {
     operands: &'a Operands<'a>,
     row: usize,
-    head: usize,
     kv_head: usize,
     queries: Range<usize>,
     keys: Range<usize>,
 }
 
 impl<'a> Block<'a> {
-    fn new(operands: &'a Operands<'a>, row: usize, head: usize, index: usize) -> Self {
+    fn new(operands: &'a Operands<'a>, row: usize, kv_head: usize, index: usize) -> Self {
         let sizes = operands.sizes;
-        let queries = index * BLOCK..((index + 1) * BLOCK).min(sizes.seq);
+        let queries = index * sizes.block()..((index + 1) * sizes.block()).min(sizes.seq);
         Self {
             operands,
             row,
-            head,
-            kv_head: head / sizes.group(),
+            kv_head,
             keys: operands.visibility.joint_range(row, queries.clone()),
             queries,
         }
     }
 
-    /// The place of the queries in `[batch, heads, seq]`.
+    /// The place of the rows in `[batch, kv_heads, seq, heads / kv_heads]`.
     fn log_sums(&self) -> Range<usize> {
         let sizes = self.operands.sizes;
-        let start = (self.row * sizes.heads + self.head) * sizes.seq;
-        start + self.queries.start..start + self.queries.end
+        let start = (self.row * sizes.kv_heads + self.kv_head) * sizes.seq;
+        (start + self.queries.start) * sizes.group()..(start + self.queries.end) * sizes.group()
     }
 
-    fn query(&self) -> Matrix<'a> {
-        let head = self.operands.sizes.query(self.row, self.head);
-        head.matrix(self.operands.query, self.queries.clone())
+    /// The query heads of the group in a tensor that is `dim` wide.
+    fn group(&self, dim: usize) -> Heads {
+        let sizes = self.operands.sizes;
+        sizes.group_of(self.row, self.kv_head, dim)
+    }
+
+    /// What belongs to the rows, `[rows, dim]`.
+    fn of_rows(&self, data: &[f32], dim: usize) -> Vec<f32> {
+        self.group(dim).collect(data, self.queries.clone())
+    }
+
+    fn num_rows(&self) -> usize {
+        self.queries.len() * self.operands.sizes.group()
+    }
+
+    /// The queries of the rows.
+    fn query_of_rows(&self) -> impl Iterator<Item = usize> {
+        let group = self.operands.sizes.group();
+        let queries = self.queries.clone();
+        queries.flat_map(move |query| std::iter::repeat_n(query, group))
     }
 
     fn key(&self) -> Matrix<'a> {
@@ -236,12 +225,11 @@ impl<'a> Block<'a> {
         head.matrix(self.operands.value, self.keys.clone())
     }
 
-    /// The products of each row of `lhs` (of a query) with each row of `rhs` (of a key), `[queries,
-    /// keys]`.
+    /// The products of each of the rows with each row of `rhs` (of a key), `[rows, keys]`.
     fn by_key(&self, level: Level, lhs: Matrix<'_>, rhs: Matrix<'_>) -> Vec<f32> {
-        let (queries, keys) = (self.queries.len(), self.keys.len());
-        let mut products = new_buffer(queries * keys);
-        MatrixMut::new(&mut products, queries, keys).set_product(level, lhs, rhs.transposed());
+        let (rows, keys) = (self.num_rows(), self.keys.len());
+        let mut products = new_buffer(rows * keys);
+        MatrixMut::new(&mut products, rows, keys).set_product(level, lhs, rhs.transposed());
         // SAFETY: the product wrote all of it.
         unsafe { written(products) }
     }
@@ -262,16 +250,19 @@ impl<'a> Block<'a> {
         }
     }
 
-    fn forward(&self, level: Level, log_sums: &mut [NewFloat], mut output: MatrixMut<'_>) {
-        if self.keys.is_empty() {
+    /// The output of the rows, `[rows, v_head_dim]`; writes the logarithms of their denominators.
+    fn forward(&self, level: Level, log_sums: &mut [NewFloat]) -> Vec<f32> {
+        let (head_dim, v_head_dim) = (self.operands.sizes.head_dim, self.operands.sizes.v_head_dim);
+        let (rows, keys) = (self.num_rows(), self.keys.len());
+        if keys == 0 {
             log_sums.fill(NewFloat::new(f32::INFINITY));
-            output.clear();
-            return;
+            return vec![0.0; rows * v_head_dim];
         }
-        let keys = self.keys.len();
-        let mut scores = self.by_key(level, self.query(), self.key());
-        let rows = self.queries.clone().zip(scores.chunks_exact_mut(keys));
-        for ((query, scores), log_sum) in rows.zip(log_sums) {
+        let query = self.of_rows(self.operands.query, head_dim);
+        let query = Matrix::new(&query, rows, head_dim);
+        let mut scores = self.by_key(level, query, self.key());
+        let of_row = self.query_of_rows().zip(scores.chunks_exact_mut(keys));
+        for ((query, scores), log_sum) in of_row.zip(log_sums) {
             let seen = self.seen(query, scores);
             scores[..seen.start].fill(0.0);
             scores[seen.end..].fill(0.0);
@@ -281,11 +272,14 @@ impl<'a> Block<'a> {
                 softmax(level, &mut scores[seen], self.operands.scale)
             });
         }
-        let probs = Matrix::new(&scores, self.queries.len(), keys);
-        output.set_product(level, probs, self.value());
+        let mut output = new_buffer(rows * v_head_dim);
+        let probs = Matrix::new(&scores, rows, keys);
+        MatrixMut::new(&mut output, rows, v_head_dim).set_product(level, probs, self.value());
+        // SAFETY: the product wrote all of it.
+        unsafe { written(output) }
     }
 
-    /// Writes the gradient of the queries and adds to those of the keys and values.
+    /// The gradient of the queries of the rows, `[rows, head_dim]`; adds to those of the keys and values.
     ///
     /// # Safety
     ///
@@ -294,26 +288,29 @@ impl<'a> Block<'a> {
         &self,
         level: Level,
         results: Results<'_>,
-        mut query_grad: MatrixMut<'_>,
         mut key_grad: MatrixMut<'_>,
         mut value_grad: MatrixMut<'_>,
-    ) {
-        if self.keys.is_empty() {
-            query_grad.clear();
-            return;
-        }
+    ) -> Vec<f32> {
         let Operands { sizes, scale, .. } = *self.operands;
-        let (queries, keys) = (self.queries.len(), self.keys.len());
-        let out_head = sizes.output(self.row, self.head);
-        let grad = out_head.matrix(results.grad, self.queries.clone());
-        let mut probs = self.by_key(level, self.query(), self.key());
+        let (rows, keys) = (self.num_rows(), self.keys.len());
+        if keys == 0 {
+            return vec![0.0; rows * sizes.head_dim];
+        }
+        let query = self.of_rows(self.operands.query, sizes.head_dim);
+        let query = Matrix::new(&query, rows, sizes.head_dim);
+        let grad_of_rows = self.of_rows(results.grad, sizes.v_head_dim);
+        let grad = Matrix::new(&grad_of_rows, rows, sizes.v_head_dim);
+        let output_of_rows = self.of_rows(results.output, sizes.v_head_dim);
+        let mut probs = self.by_key(level, query, self.key());
         let mut score_grads = self.by_key(level, grad, self.value());
-        let rows = probs
+        let of_row = probs
             .chunks_exact_mut(keys)
-            .zip(score_grads.chunks_exact_mut(keys));
-        let log_sums = &results.log_sums[self.log_sums()];
-        for ((query, (probs, score_grads)), &log_sum) in
-            self.queries.clone().zip(rows).zip(log_sums)
+            .zip(score_grads.chunks_exact_mut(keys))
+            .zip(grad_of_rows.chunks_exact(sizes.v_head_dim))
+            .zip(output_of_rows.chunks_exact(sizes.v_head_dim))
+            .zip(&results.log_sums[self.log_sums()]);
+        for (query, ((((probs, score_grads), grad), output), &log_sum)) in
+            self.query_of_rows().zip(of_row)
         {
             let seen = self.seen(query, probs);
             for outside in [0..seen.start, seen.end..keys] {
@@ -321,18 +318,21 @@ impl<'a> Block<'a> {
                 score_grads[outside].fill(0.0);
             }
             let (probs, score_grads) = (&mut probs[seen.clone()], &mut score_grads[seen]);
-            let at = out_head.offset(query)..out_head.offset(query) + out_head.dim;
-            let mean = dot(level, &results.grad[at.clone()], &results.output[at]);
+            let mean = dot(level, grad, output);
             softmax_backward(level, probs, score_grads, scale, log_sum, mean);
         }
-        let probs = Matrix::new(&probs, queries, keys);
-        let score_grads = Matrix::new(&score_grads, queries, keys);
-        query_grad.set_product(level, score_grads, self.key());
+        let probs = Matrix::new(&probs, rows, keys);
+        let score_grads = Matrix::new(&score_grads, rows, keys);
         // SAFETY: the caller vouches that these gradients were written.
         unsafe {
             value_grad.add_product(level, probs.transposed(), grad);
-            key_grad.add_product(level, score_grads.transposed(), self.query());
+            key_grad.add_product(level, score_grads.transposed(), query);
         }
+        let mut query_grad = new_buffer(rows * sizes.head_dim);
+        let mut target = MatrixMut::new(&mut query_grad, rows, sizes.head_dim);
+        target.set_product(level, score_grads, self.key());
+        // SAFETY: the product wrote all of it.
+        unsafe { written(query_grad) }
     }
 }
 

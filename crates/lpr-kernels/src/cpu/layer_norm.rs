@@ -2,7 +2,7 @@
 
 use super::{
     Level,
-    buffer::{NewFloat, new_buffer, written, written_slice},
+    buffer::{NewFloat, Sums, new_buffer, written, written_slice},
     simd::{Simd, vector_loop},
 };
 use rayon::prelude::*;
@@ -48,12 +48,12 @@ pub(crate) fn backward(level: Level, operands: Operands<'_>, grad: &[f32]) -> Gr
     let (least_rows, most_tasks) = BACKWARD;
     let block = (x.len() / size).div_ceil(most_tasks).max(least_rows) * size;
     let mut x_grad = new_buffer(x.len());
-    let partial: Vec<[Vec<f32>; 2]> = x_grad
+    let partial: Vec<[Sums; 2]> = x_grad
         .par_chunks_mut(block)
         .zip(x.par_chunks(block))
         .zip(grad.par_chunks(block))
         .map(|((x_grad, x), grad)| {
-            let mut sums = [vec![0.0; size], vec![0.0; size]];
+            let mut sums = [size, size].map(Sums::zeros);
             let [weight_grad, bias_grad] = &mut sums;
             let operands = Operands { x, ..operands };
             rows_backward(level, operands, grad, x_grad, weight_grad, bias_grad);
@@ -63,7 +63,7 @@ pub(crate) fn backward(level: Level, operands: Operands<'_>, grad: &[f32]) -> Gr
     let mut sums = [vec![0.0; size], vec![0.0; size]];
     for part in partial {
         for (sum, part) in sums.iter_mut().zip(part) {
-            for (sum, term) in sum.iter_mut().zip(part) {
+            for (sum, term) in sum.iter_mut().zip(part.iter()) {
                 *sum += term;
             }
         }

@@ -2,24 +2,29 @@
 //!
 //! Only the logits of one chunk exist at a time, tile after tile, and without gradients only those
 //! of one tile per task. The loss is a sum, so that its gradients are known as soon as the loss is:
-//! they are made here and scaled later.
+//! they are made here and scaled later, both from the logits of a tile while these are near.
 
 use super::{
     Level,
-    buffer::{NewFloat, Shared, copy_to_new, new_buffer, written, written_slice},
+    buffer::{NewFloat, copy_to_new, new_buffer, written, written_slice},
+    linear::add,
     matrix::{Matrix, MatrixMut},
+    product::Packed,
     simd::vector_loop,
 };
 use rayon::prelude::*;
 
 /// Columns of a tile of the vocabulary.
-const TILE: usize = 512;
+const TILE: usize = 256;
+/// Most parts of the vocabulary. Each is a task and has a hidden gradient of its own, and these are then
+/// added in order.
+const MOST_PARTS: usize = 16;
 /// Logits of a chunk, about; the rows follow from the vocabulary, within limits.
 const CHUNK_LOGITS: usize = 1 << 22;
 /// Least and most rows of a chunk.
 const CHUNK_ROWS: (usize, usize) = (256, 1024);
-/// Rows and columns of the hidden gradient that a task computes.
-const GRAD_BLOCK: (usize, usize) = (128, 256);
+/// Rows of the hidden gradient that a task adds up.
+const SUM_ROWS: usize = 64;
 
 /// The operands: `rows` pairs of a hidden state and a target, and the projection.
 #[derive(Clone, Copy)]
@@ -57,7 +62,7 @@ struct TileStatistics {
 pub(crate) fn loss(level: Level, operands: Operands<'_>) -> f64 {
     let mut total = 0.0;
     for targets in operands.targets.chunks(chunk_rows(operands.vocab)) {
-        let chunk = Chunk::new(operands, targets);
+        let chunk = Chunk::new(level, operands, targets);
         let tiles = operands.weight.par_chunks(TILE * operands.hidden);
         let statistics: Vec<_> = tiles
             .enumerate()
@@ -88,7 +93,7 @@ pub(crate) fn loss_and_gradients(
     }
     let mut total = 0.0;
     for (index, targets) in operands.targets.chunks(rows.max(1)).enumerate() {
-        let chunk = Chunk::new(operands, targets);
+        let chunk = Chunk::new(level, operands, targets);
         let logits = &mut logits[..targets.len() * vocab];
         let statistics: Vec<_> = logits
             .par_chunks_mut(TILE * targets.len())
@@ -100,24 +105,15 @@ pub(crate) fn loss_and_gradients(
         total += loss;
         // SAFETY: each tile was written by its task.
         let logits = unsafe { written_slice(logits) };
-        logits
-            .par_chunks_mut(TILE * targets.len())
-            .zip(weight_grad.par_chunks_mut(TILE * hidden))
-            .enumerate()
-            .for_each(|(tile, (logits, weight_grad))| {
-                chunk.softmax_gradient(level, tile, &statistics[tile], &normalizers, logits);
-                let cols = weight_grad.len() / hidden;
-                let lhs = Matrix::new(logits, targets.len(), cols).transposed();
-                let rhs = Matrix::new(&chunk.hidden_states, targets.len(), hidden);
-                let mut target = MatrixMut::new(weight_grad, cols, hidden);
-                if index == 0 {
-                    target.set_product(level, lhs, rhs);
-                } else {
-                    // SAFETY: the first chunk wrote all of it.
-                    unsafe { target.add_product(level, lhs, rhs) };
-                }
-            });
-        chunk.hidden_gradient(level, logits, &mut hidden_grad);
+        let softmax = Softmax {
+            statistics: &statistics,
+            normalizers: &normalizers,
+        };
+        let target = (&mut weight_grad[..], index == 0);
+        let grad = chunk.gradients(level, &softmax, logits, target);
+        for (grad, &(row, _)) in grad.chunks_exact(hidden).zip(targets) {
+            hidden_grad[row * hidden..][..hidden].copy_from_slice(grad);
+        }
     }
     // SAFETY: the first chunk wrote every tile; without a chunk it was filled with zeros.
     let weight = unsafe { written(weight_grad) };
@@ -139,20 +135,32 @@ struct Chunk<'a> {
     targets: &'a [(usize, usize)],
     /// `[targets, hidden]`
     hidden_states: Vec<f32>,
+    /// The same as a left factor.
+    packed: Packed,
+}
+
+/// What turns the exponentials of a chunk into probabilities.
+struct Softmax<'a> {
+    /// Of every tile.
+    statistics: &'a [Vec<TileStatistics>],
+    /// The largest logit and the inverse sum of exponentials of each row.
+    normalizers: &'a [(f32, f32)],
 }
 
 impl<'a> Chunk<'a> {
-    fn new(operands: Operands<'a>, targets: &'a [(usize, usize)]) -> Self {
+    fn new(level: Level, operands: Operands<'a>, targets: &'a [(usize, usize)]) -> Self {
         let hidden = operands.hidden;
         let mut hidden_states = new_buffer(targets.len() * hidden);
         for (target, &(row, _)) in hidden_states.chunks_exact_mut(hidden).zip(targets) {
             copy_to_new(target, &operands.hidden_states[row * hidden..][..hidden]);
         }
+        // SAFETY: the loop wrote every row.
+        let hidden_states = unsafe { written(hidden_states) };
         Self {
             operands,
             targets,
-            // SAFETY: the loop wrote every row.
-            hidden_states: unsafe { written(hidden_states) },
+            packed: Packed::lhs(level, Matrix::new(&hidden_states, targets.len(), hidden)),
+            hidden_states,
         }
     }
 
@@ -169,7 +177,7 @@ impl<'a> Chunk<'a> {
         let cols = weight.len() / hidden;
         MatrixMut::new(logits, rows, cols).set_product(
             level,
-            Matrix::new(&self.hidden_states, rows, hidden),
+            &self.packed,
             Matrix::new(weight, cols, hidden).transposed(),
         );
         // SAFETY: the product wrote all of it.
@@ -202,57 +210,86 @@ impl<'a> Chunk<'a> {
         (normalizers.collect(), loss)
     }
 
+    /// The gradient of the hidden states of this chunk, `[targets, hidden]`, from the exponentials.
+    /// That of the weight, `[vocab, hidden]`, is written to the target the first time, and later added.
+    fn gradients(
+        &self,
+        level: Level,
+        softmax: &Softmax<'_>,
+        exponentials: &mut [f32],
+        (weight_grad, is_first): (&mut [NewFloat], bool),
+    ) -> Vec<f32> {
+        let Operands { hidden, weight, .. } = self.operands;
+        let rows = self.targets.len();
+        let hidden_states = Matrix::new(&self.hidden_states, rows, hidden);
+        let hidden_states = Packed::rhs(level, hidden_states);
+        let tiles_of_part = softmax.statistics.len().div_ceil(MOST_PARTS);
+        let parts = softmax.statistics.len().div_ceil(tiles_of_part);
+        let mut partial = new_buffer(parts * rows * hidden);
+        let tasks = partial
+            .par_chunks_mut(rows * hidden)
+            .zip(exponentials.par_chunks_mut(tiles_of_part * TILE * rows))
+            .zip(weight_grad.par_chunks_mut(tiles_of_part * TILE * hidden))
+            .enumerate();
+        tasks.for_each(|(part, ((partial, logits), weight_grad))| {
+            let mut partial = MatrixMut::new(partial, rows, hidden);
+            let tiles = logits
+                .chunks_mut(TILE * rows)
+                .zip(weight_grad.chunks_mut(TILE * hidden));
+            for (index, (logits, weight_grad)) in tiles.enumerate() {
+                let tile = part * tiles_of_part + index;
+                self.softmax_gradient(level, tile, softmax, logits);
+                let cols = weight_grad.len() / hidden;
+                let logits = Matrix::new(logits, rows, cols);
+                let weight = Matrix::new(&weight[tile * TILE * hidden..], cols, hidden);
+                let mut weight_grad = MatrixMut::new(weight_grad, cols, hidden);
+                // SAFETY: the first chunk wrote all gradients of the weight, and the first tile the
+                // partial one.
+                unsafe {
+                    if is_first {
+                        weight_grad.set_product(level, logits.transposed(), &hidden_states);
+                    } else {
+                        weight_grad.add_product(level, logits.transposed(), &hidden_states);
+                    }
+                    if index == 0 {
+                        partial.set_product(level, logits, weight);
+                    } else {
+                        partial.add_product(level, logits, weight);
+                    }
+                }
+            }
+        });
+        // SAFETY: each part has a tile, whose product covers all of it.
+        let mut partial = unsafe { written(partial) };
+        let (sum, terms) = partial.split_at_mut(rows * hidden);
+        let sums = sum.par_chunks_mut(SUM_ROWS * hidden).enumerate();
+        sums.for_each(|(block, sum)| {
+            for term in terms.chunks_exact(rows * hidden) {
+                add(level, sum, &term[block * SUM_ROWS * hidden..]);
+            }
+        });
+        partial.truncate(rows * hidden);
+        partial
+    }
+
     /// Turns the exponentials of a tile into the gradient of the logits: softmax, less one at the
     /// target.
     fn softmax_gradient(
         &self,
         level: Level,
         tile: usize,
-        statistics: &[TileStatistics],
-        normalizers: &[(f32, f32)],
+        softmax: &Softmax<'_>,
         logits: &mut [f32],
     ) {
-        let rows = self.targets.len();
-        let rows = logits.chunks_exact_mut(logits.len() / rows);
-        let of_row = statistics.iter().zip(normalizers).zip(self.targets);
+        let rows = logits.chunks_exact_mut(logits.len() / self.targets.len());
+        let of_row = softmax.statistics[tile].iter().zip(softmax.normalizers);
+        let of_row = of_row.zip(self.targets);
         for (row, ((tile_of_row, &(max, inverse_sum)), &(_, target))) in rows.zip(of_row) {
             scale(level, row, (tile_of_row.max - max).exp() * inverse_sum);
             let in_tile = target.checked_sub(tile * TILE);
             if let Some(probability) = in_tile.and_then(|t| row.get_mut(t)) {
                 *probability -= 1.0;
             }
-        }
-    }
-
-    /// Writes the rows of the hidden gradient that belong to this chunk, from the gradient of its
-    /// logits.
-    fn hidden_gradient(&self, level: Level, logit_grad: &[f32], hidden_grad: &mut [f32]) {
-        let Operands { hidden, weight, .. } = self.operands;
-        let rows = self.targets.len();
-        let mut grad = new_buffer(rows * hidden);
-        let shared = Shared::new(&mut grad);
-        let (block_rows, block_cols) = GRAD_BLOCK;
-        let (down, across) = (rows.div_ceil(block_rows), hidden.div_ceil(block_cols));
-        (0..down * across).into_par_iter().for_each(|block| {
-            let (row, col) = (block / across * block_rows, block % across * block_cols);
-            let (num_rows, num_cols) = (block_rows.min(rows - row), block_cols.min(hidden - col));
-            // SAFETY: no other task has this block.
-            let mut target =
-                unsafe { shared.matrix(row * hidden + col, [num_rows, num_cols], hidden) };
-            target.clear();
-            let tiles = logit_grad.chunks(TILE * rows);
-            for (logit_grad, weight) in tiles.zip(weight.chunks(TILE * hidden)) {
-                let cols = weight.len() / hidden;
-                let lhs = Matrix::new(&logit_grad[row * cols..], num_rows, cols);
-                let rhs = Matrix::strided(&weight[col..], cols, num_cols, hidden);
-                // SAFETY: it was cleared above.
-                unsafe { target.add_product(level, lhs, rhs) };
-            }
-        });
-        // SAFETY: the blocks cover the matrix, and each was cleared at least.
-        let grad = unsafe { written(grad) };
-        for (grad, &(row, _)) in grad.chunks_exact(hidden).zip(self.targets) {
-            hidden_grad[row * hidden..][..hidden].copy_from_slice(grad);
         }
     }
 }

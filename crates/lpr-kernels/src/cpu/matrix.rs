@@ -1,6 +1,10 @@
 //! Views of matrices that are checked to lie within their data.
 
-use super::{Level, buffer::NewFloat, product};
+use super::{
+    Level,
+    buffer::NewFloat,
+    product::{self, Factor, Side},
+};
 use std::{marker::PhantomData, ops::Range};
 
 /// A matrix to read: stored rows, each of consecutive elements, as they are or transposed.
@@ -134,6 +138,23 @@ impl<'a> Matrix<'a> {
         self.data
     }
 
+    /// Where the elements are, unless the rows are listed.
+    pub(super) fn elements(self) -> Option<Elements> {
+        let Rows::First(rows) = self.rows else {
+            return None;
+        };
+        assert!(
+            rows == 0 || (rows - 1) * self.stride + self.width <= self.data.len(),
+            "a matrix within its data"
+        );
+        let mut strides = [self.stride, 1];
+        if self.transposed {
+            strides.reverse();
+        }
+        let data = self.data.as_ptr();
+        Some(Elements { data, strides })
+    }
+
     /// Rows and columns.
     pub(crate) fn dims(self) -> [usize; 2] {
         let rows = match self.rows {
@@ -146,6 +167,13 @@ impl<'a> Matrix<'a> {
             [rows, self.width]
         }
     }
+}
+
+/// The first element of a matrix, and the distances of its rows and columns.
+#[derive(Clone, Copy)]
+pub(super) struct Elements {
+    pub(super) data: *const f32,
+    pub(super) strides: [usize; 2],
 }
 
 /// A matrix to write.
@@ -183,9 +211,14 @@ impl<'a> MatrixMut<'a> {
     }
 
     /// Writes the product `lhs rhs`.
-    pub(crate) fn set_product(&mut self, level: Level, lhs: Matrix<'_>, rhs: Matrix<'_>) {
+    pub(crate) fn set_product<'f>(
+        &mut self,
+        level: Level,
+        lhs: impl Into<Factor<'f>>,
+        rhs: impl Into<Factor<'f>>,
+    ) {
         // SAFETY: nothing is read from the target.
-        unsafe { self.product(level, lhs, rhs, false) }
+        unsafe { self.product(level, lhs.into(), rhs.into(), false) }
     }
 
     /// Adds the product `lhs rhs`.
@@ -193,21 +226,30 @@ impl<'a> MatrixMut<'a> {
     /// # Safety
     ///
     /// Every element must have been written before.
-    pub(crate) unsafe fn add_product(&mut self, level: Level, lhs: Matrix<'_>, rhs: Matrix<'_>) {
+    pub(crate) unsafe fn add_product<'f>(
+        &mut self,
+        level: Level,
+        lhs: impl Into<Factor<'f>>,
+        rhs: impl Into<Factor<'f>>,
+    ) {
         // SAFETY: the caller vouches for the elements of the target.
-        unsafe { self.product(level, lhs, rhs, true) }
+        unsafe { self.product(level, lhs.into(), rhs.into(), true) }
     }
 
     /// # Safety
     ///
     /// With `add`, every element must have been written before.
-    unsafe fn product(&mut self, level: Level, lhs: Matrix<'_>, rhs: Matrix<'_>, add: bool) {
+    unsafe fn product(&mut self, level: Level, lhs: Factor<'_>, rhs: Factor<'_>, add: bool) {
         let ([rows, depth], [rhs_rows, cols]) = (lhs.dims(), rhs.dims());
         assert!(
             [rows, cols, depth] == [self.rows, self.cols, rhs_rows],
             "[{}, {}] = [{rows}, {depth}] x [{rhs_rows}, {cols}]",
             self.rows,
             self.cols,
+        );
+        assert!(
+            lhs.fits(level, Side::Left) && rhs.fits(level, Side::Right),
+            "factors that were packed for this product"
         );
         if depth == 0 {
             if !add {

@@ -9,6 +9,7 @@ pub(crate) mod adamw;
 pub(crate) mod attention;
 pub(crate) mod buffer;
 pub(crate) mod experts;
+mod heads;
 mod instruction_set;
 pub(crate) mod layer_norm;
 pub(crate) mod linear;

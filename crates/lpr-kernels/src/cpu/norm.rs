@@ -2,7 +2,7 @@
 
 use super::{
     Level,
-    buffer::{NewFloat, new_buffer, written},
+    buffer::{NewFloat, Sums, new_buffer, written},
     simd::vector_loop,
 };
 use rayon::prelude::*;
@@ -37,19 +37,19 @@ pub(crate) fn backward(
     let (least_rows, most_tasks) = BACKWARD;
     let block = (x.len() / size).div_ceil(most_tasks).max(least_rows) * size;
     let mut x_grad = new_buffer(x.len());
-    let partial: Vec<Vec<f32>> = x_grad
+    let partial: Vec<Sums> = x_grad
         .par_chunks_mut(block)
         .zip(x.par_chunks(block))
         .zip(grad.par_chunks(block))
         .map(|((x_grad, x), grad)| {
-            let mut weight_grad = vec![0.0; size];
+            let mut weight_grad = Sums::zeros(size);
             normalize_rows_backward(level, x, weight, eps, grad, x_grad, &mut weight_grad);
             weight_grad
         })
         .collect();
     let mut weight_grad = vec![0.0; size];
     for part in partial {
-        for (sum, term) in weight_grad.iter_mut().zip(part) {
+        for (sum, term) in weight_grad.iter_mut().zip(part.iter()) {
             *sum += term;
         }
     }

@@ -53,6 +53,11 @@ impl Panels {
         self.steps
     }
 
+    /// The part of the common axis.
+    pub(super) fn ks(&self) -> Range<usize> {
+        self.ks.clone()
+    }
+
     /// The lines of a panel.
     #[inline(always)]
     pub(super) fn lines(&self, panel: usize) -> Range<usize> {
@@ -176,19 +181,20 @@ fn pack_rows<S: Simd>(s: S, matrix: Matrix<'_>, panels: &Panels, target: &mut [N
         let lines = panels.lines(panel);
         let stride = panels.stride(lines.len());
         for part in (0..stride).step_by(S::LANES) {
-            let rows: [&[f32]; 16] = std::array::from_fn(|index| {
+            let mut rows = [data.as_ptr(); 16];
+            for (index, row) in rows.iter_mut().enumerate() {
                 let line = (lines.start + part + index).min(lines.end - 1);
-                &data[matrix.start_of_row(line)..][panels.ks.clone()]
-            });
-            let rows = rows.map(<[f32]>::as_ptr);
+                *row = data[matrix.start_of_row(line)..][panels.ks.clone()].as_ptr();
+            }
             let at = panels.offset(panel) + part;
             for k in (0..panels.ks.len()).step_by(S::LANES) {
                 let len = (panels.ks.len() - k).min(S::LANES);
                 let step = if S::PAIRS { k / 2 } else { k };
                 // SAFETY: the rows have these elements, and the vectors start within the panel.
                 unsafe {
-                    let rows = rows.map(|row| row.add(k));
-                    for row in rows.iter().take(S::LANES) {
+                    let mut rows = rows;
+                    for row in rows.iter_mut().take(S::LANES) {
+                        *row = row.add(k);
                         s.prefetch::<false>(row.wrapping_add(4 * S::LANES));
                     }
                     s.transpose(rows, len, target.add(at + step * stride), stride);

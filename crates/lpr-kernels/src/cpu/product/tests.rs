@@ -1,6 +1,9 @@
 use super::*;
 use crate::{
-    cpu::{buffer::written, matrix::MatrixMut},
+    cpu::{
+        buffer::written,
+        matrix::{Matrix, MatrixMut},
+    },
     test_support::Random,
 };
 
@@ -133,6 +136,44 @@ fn a_part_of_a_product_has_the_same_bits() {
             assert_eq!(product(first, count), whole[first * cols..][..count * cols]);
         }
     }
+}
+
+#[test]
+fn a_packed_factor_gives_the_same_bits() {
+    let (rows, depth, cols) = (131, 300, 1100);
+    let mut random = Random::new(10);
+    let (lhs, rhs) = (random.floats(depth * rows), random.floats(cols * depth));
+    for level in Level::available().into_iter().chain(Level::bf16()) {
+        let lhs = Matrix::new(&lhs, depth, rows).transposed();
+        let rhs = Matrix::new(&rhs, cols, depth).transposed();
+        let product = |lhs: Factor<'_>, rhs: Factor<'_>| {
+            let [rows, cols] = [lhs.dims()[0], rhs.dims()[1]];
+            let mut target = new_buffer(rows * cols);
+            MatrixMut::new(&mut target, rows, cols).set_product(level, lhs, rhs);
+            // SAFETY: the product was just written.
+            unsafe { written(target) }
+        };
+        let packed = (Packed::lhs(level, lhs), Packed::rhs(level, rhs));
+        let whole = product(lhs.into(), rhs.into());
+        assert_eq!(product((&packed.0).into(), rhs.into()), whole, "{level:?}");
+        assert_eq!(product(lhs.into(), (&packed.1).into()), whole, "{level:?}");
+        for cols in [0..BLOCK_COLS, BLOCK_COLS..1100] {
+            assert_eq!(
+                product((&packed.0).into(), packed.1.cols(cols.clone()).into()),
+                product(lhs.into(), rhs.cols(cols).into()),
+                "{level:?}"
+            );
+        }
+    }
+}
+
+#[test]
+#[should_panic(expected = "factors that were packed for this product")]
+fn a_factor_that_was_packed_for_the_other_side_is_refused() {
+    let level = Level::current();
+    let square = Matrix::new(&[1.0; 4], 2, 2);
+    let packed = Packed::rhs(level, square);
+    MatrixMut::new(&mut new_buffer(4), 2, 2).set_product(level, &packed, square);
 }
 
 #[test]

@@ -9,6 +9,8 @@ pub(super) struct Tile {
     pub(super) steps: usize,
     /// `[steps, rows]`
     pub(super) lhs: *const f32,
+    /// Distances of its steps and rows.
+    pub(super) lhs_strides: [usize; 2],
     /// `[steps, 2 * LANES]`
     pub(super) rhs: *const f32,
     pub(super) target: *mut f32,
@@ -23,15 +25,17 @@ pub(super) struct Tile {
 ///
 /// # Safety
 ///
-/// The panels must hold values, the target must be exclusive and writable for the tile and, to add,
+/// What the tile is made of must hold values, the target must be exclusive and writable for the tile and, to add,
 /// hold values.
 #[inline(always)]
 pub(super) unsafe fn write_tile<S: Simd>(s: S, rows: usize, tile: Tile) {
     macro_rules! one_of {
         ($($rows:literal)+) => {
-            match rows {
+            match (rows, tile.lhs_strides[1]) {
                 // SAFETY: the caller vouches for it.
-                $($rows if $rows <= S::TILE_ROWS => unsafe { write::<S, $rows>(s, tile) },)+
+                $(($rows, 1) if $rows <= S::TILE_ROWS => unsafe { write::<S, $rows, true>(s, tile) },)+
+                // SAFETY: as above.
+                $(($rows, _) if $rows <= S::TILE_ROWS => unsafe { write::<S, $rows, false>(s, tile) },)+
                 _ => unreachable!("a tile of 1 to {} rows, not {rows}", S::TILE_ROWS),
             }
         };
@@ -39,11 +43,13 @@ pub(super) unsafe fn write_tile<S: Simd>(s: S, rows: usize, tile: Tile) {
     one_of!(1 2 3 4 5 6 7 8 9 10 11 12 13 14);
 }
 
+/// With `DENSE`, the rows of the left factor lie side by side.
+///
 /// # Safety
 ///
 /// As [`write_tile`].
 #[inline(always)]
-unsafe fn write<S: Simd, const ROWS: usize>(s: S, tile: Tile) {
+unsafe fn write<S: Simd, const ROWS: usize, const DENSE: bool>(s: S, tile: Tile) {
     // By the end of the loop, the lines of the target are there.
     for row in 0..ROWS {
         let target = tile.target.wrapping_add(row * tile.row_stride);
@@ -51,16 +57,17 @@ unsafe fn write<S: Simd, const ROWS: usize>(s: S, tile: Tile) {
         s.prefetch::<true>(target.wrapping_add(S::LANES));
     }
     let (mut lhs, mut rhs) = (tile.lhs, tile.rhs);
+    let [step, row_stride] = tile.lhs_strides;
     let mut sums = [[s.splat(0.0); 2]; ROWS];
     for _ in 0..tile.steps {
-        // SAFETY: the panels have that many steps.
+        // SAFETY: both factors have that many steps.
         unsafe {
             let right = [
                 s.read(rhs, S::LANES, 0.0),
                 s.read(rhs.add(S::LANES), S::LANES, 0.0),
             ];
             for (row, sums) in sums.iter_mut().enumerate() {
-                let left = s.splat(*lhs.add(row));
+                let left = s.splat(*lhs.add(if DENSE { row } else { row * row_stride }));
                 for (sum, right) in sums.iter_mut().zip(right) {
                     *sum = if S::PAIRS {
                         s.mul_add_pairs(left, right, *sum)
@@ -69,7 +76,7 @@ unsafe fn write<S: Simd, const ROWS: usize>(s: S, tile: Tile) {
                     };
                 }
             }
-            lhs = lhs.add(ROWS);
+            lhs = lhs.add(step);
             rhs = rhs.add(2 * S::LANES);
         }
     }
