@@ -91,6 +91,11 @@ impl CausalLm {
         }
     }
 
+    /// The decoder, whose parts can be run one by one.
+    pub fn decoder(&self) -> &Decoder {
+        &self.model
+    }
+
     /// The logits of what follows the last of `tokens`, which continue those that `text` had before,
     /// `[vocab_size]`. The first tokens may be many, then they come one by one.
     ///

@@ -62,6 +62,10 @@ impl DecoderLayer {
         }
     }
 
+    fn has_router(&self) -> bool {
+        matches!(self.mlp, FeedForward::Moe(_))
+    }
+
     fn forward(
         &self,
         hidden_states: Tensor<3>,
@@ -76,12 +80,56 @@ impl DecoderLayer {
         let hidden_states = hidden_states + self.self_attn.forward(normed, rotary, mask, past);
         let normed = self.post_attention_layernorm.forward(hidden_states.clone());
         let normed = normed.reshape([batch * sequence, width]);
-        if matches!(self.mlp, FeedForward::Moe(_)) {
+        if self.has_router() {
             watch(context.layer, &normed);
         }
         let (output, routing) = self.mlp.forward(normed, context);
         let output = output.reshape([batch, sequence, width]);
         (hidden_states + output, routing)
+    }
+}
+
+/// The blocks of a decoder with what they share on one batch.
+#[derive(Debug)]
+pub struct Blocks<'a> {
+    layers: &'a [DecoderLayer],
+    rotary: RotaryEmbedding,
+    mask: Option<&'a SequenceMask>,
+    losses: Option<&'a LossContext>,
+}
+
+impl Blocks<'_> {
+    /// How many there are.
+    pub fn count(&self) -> usize {
+        self.layers.len()
+    }
+
+    /// The output of block `index`, and its routing if it has experts. A function of its arguments: it
+    /// may be called again.
+    ///
+    /// # Shapes
+    /// `hidden_states`: `[batch, sequence, hidden_size]`, and so is the output.
+    ///
+    /// # Panics
+    /// If there is no such block.
+    pub fn forward(&self, index: usize, hidden_states: Tensor<3>) -> (Tensor<3>, Option<Routing>) {
+        self.forward_watched(index, hidden_states, &mut |_, _| (), None)
+    }
+
+    fn forward_watched(
+        &self,
+        index: usize,
+        hidden_states: Tensor<3>,
+        watch: Watch<'_>,
+        past: Option<&mut KeyValues>,
+    ) -> (Tensor<3>, Option<Routing>) {
+        let before = self.layers[..index].iter();
+        let context = RouteContext {
+            layer: before.filter(|block| block.has_router()).count(),
+            losses: self.losses,
+        };
+        let (rotary, mask) = (&self.rotary, self.mask);
+        self.layers[index].forward(hidden_states, rotary, mask, &context, watch, past)
     }
 }
 
@@ -118,6 +166,33 @@ impl Decoder {
         }
     }
 
+    /// The vectors of tokens, `[batch, sequence]` to `[batch, sequence, hidden_size]`.
+    pub fn embed(&self, input_ids: Tensor<2, Int>) -> Tensor<3> {
+        embedding(self.embed_tokens.weight.val(), input_ids)
+    }
+
+    /// The blocks, for tokens at these positions: `[batch, sequence]` or `[1, sequence]`.
+    pub fn blocks<'a>(
+        &'a self,
+        position_ids: Tensor<2, Int>,
+        mask: Option<&'a SequenceMask>,
+        losses: Option<&'a LossContext>,
+    ) -> Blocks<'a> {
+        let device = self.embed_tokens.weight.val().device();
+        let (dim, theta) = (self.rotary_dim, self.rope_theta);
+        Blocks {
+            layers: &self.layers,
+            rotary: RotaryEmbedding::new(position_ids, dim, theta, &device),
+            mask,
+            losses,
+        }
+    }
+
+    /// The final norm, `[batch, sequence, hidden_size]` to `[batch * sequence, hidden_size]`.
+    pub fn normed(&self, hidden_states: Tensor<3>) -> Tensor<2> {
+        self.norm.forward(hidden_states).flatten(0, 1)
+    }
+
     /// Final hidden states and the routing of every layer with experts. `watch` is called for each of
     /// these layers in order. With a `past`, the tokens are those that follow it; it then has them,
     /// too.
@@ -134,28 +209,16 @@ impl Decoder {
         watch: Watch<'_>,
         mut past: Option<&mut Past>,
     ) -> (Tensor<2>, Vec<Routing>) {
-        let [batch, sequence] = input_ids.dims();
-        let table = self.embed_tokens.weight.val();
-        let rotary = RotaryEmbedding::new(
-            position_ids,
-            self.rotary_dim,
-            self.rope_theta,
-            &table.device(),
-        );
-        let mut hidden_states = embedding(table, input_ids);
-        let mut routings = Vec::with_capacity(self.layers.len());
-        for (index, block) in self.layers.iter().enumerate() {
-            let layer = routings.len();
-            let context = RouteContext { layer, losses };
+        let blocks = self.blocks(position_ids, mask, losses);
+        let mut hidden_states = self.embed(input_ids);
+        let mut routings = Vec::with_capacity(blocks.count());
+        for index in 0..blocks.count() {
             let past = past.as_mut().map(|past| past.of_layer(index));
-            let (output, routing) =
-                block.forward(hidden_states, &rotary, mask, &context, watch, past);
+            let (output, routing) = blocks.forward_watched(index, hidden_states, watch, past);
             hidden_states = output;
             routings.extend(routing);
         }
-        let width = hidden_states.dims()[2];
-        let hidden_states = self.norm.forward(hidden_states);
-        (hidden_states.reshape([batch * sequence, width]), routings)
+        (self.normed(hidden_states), routings)
     }
 
     /// The decoder with every router replaced by what `change` makes of it, given its index among the

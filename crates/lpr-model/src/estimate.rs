@@ -12,10 +12,13 @@
 //!
 //! T is the length of a sequence that is one document, `(T + 1) / 2` the mean number of positions that a
 //! causal query sees. Norms, activations, softmax, rotations, the embedding's look-up and losses count
-//! nothing. A training step costs about three times as much (one forward, two backward).
+//! nothing. A training step costs about three times as much (one forward, two backward);
+//! blocks that are made again in the backward pass do not count.
 //!
 //! Activations are what a position leaves in memory between the forward and the backward pass of the
 //! CPU kernels, in 32-bit floats: what each operation keeps, and nothing that it computes again.
+
+use std::collections::BTreeMap;
 
 use burn::tensor::Device;
 use serde::Serialize;
@@ -60,8 +63,13 @@ pub struct Estimate {
     pub training_flops_per_token: u64,
     /// Numbers that a position leaves for the backward pass.
     pub activations_per_token: u64,
+    /// The same if the blocks make their activations again in the backward pass, one after the other:
+    /// the input of each, what the losses read of its routing, and everything that one block leaves.
+    pub checkpointed_activations_per_token: u64,
     /// Of the largest tensor.
     pub largest_tensor: u64,
+    /// Trained parameters of the largest block.
+    pub largest_block_params: u64,
     /// T: positions of the sequence that the attention was estimated for.
     pub sequence_length: u64,
     /// The parts that the model has; the figures above are their sums.
@@ -95,12 +103,17 @@ pub fn estimate(
         activations_per_token: 0,
     });
     let mut largest_tensor = 0;
+    let mut blocks = BTreeMap::new();
     let (num_experts, top_k) = (decoder.moe.num_experts as u64, decoder.moe.top_k as u64);
     for (name, shape) in trained_shapes(&model) {
         let index = PARTS.iter().position(|(_, part)| name.contains(part));
         let part = &mut parts[index.unwrap_or(PARTS.len() - 1)];
         let size = shape.iter().product::<usize>() as u64;
         largest_tensor = largest_tensor.max(size);
+        if let Some((_, in_block)) = name.split_once(".layers.") {
+            let block = in_block.split('.').next().map(str::to_owned);
+            *blocks.entry(block).or_insert(0) += size;
+        }
         let active = match part.name {
             "experts" => size / num_experts * top_k,
             _ => size,
@@ -120,33 +133,60 @@ pub fn estimate(
             "head" => 2 * (decoder.vocab_size * decoder.hidden_size) as u64,
             _ => part.flops_per_token,
         };
-        part.activations_per_token = activations(part.name, decoder, router) as u64;
+        let (layers, in_one) = activations(part.name, decoder, router);
+        part.activations_per_token = (layers * in_one) as u64;
+        if part.name == "norms" {
+            // What the last one reads.
+            part.activations_per_token += decoder.hidden_size as u64;
+        }
     }
     Estimate {
+        checkpointed_activations_per_token: checkpointed(decoder, router) as u64,
         largest_tensor,
+        largest_block_params: blocks.into_values().max().unwrap_or(0),
         ..Estimate::new(&parts, sequence_length as u64)
     }
 }
 
-/// What all layers of a part keep of a position.
-fn activations(part: &str, decoder: &DecoderConfig, router: &RouterConfig) -> usize {
+/// The layers that have a part, and what it keeps of a position in one of them.
+fn activations(part: &str, decoder: &DecoderConfig, router: &RouterConfig) -> (usize, usize) {
     /// Numbers in three lists of 64-bit places, by which a choice finds its row and back.
     const ROUTES: usize = 6;
     let (hidden, moe) = (decoder.hidden_size, &decoder.moe);
     let (layers, moe_layers) = (decoder.num_hidden_layers, decoder.num_moe_layers());
     match part {
         // What it reads.
-        "attention" => layers * (hidden + decoder.attention.kept_per_token()),
-        "router" => moe_layers * router.kept_per_token(&sizes(decoder)) as usize,
+        "attention" => (layers, hidden + decoder.attention.kept_per_token()),
+        "router" => (moe_layers, router.kept_per_token(&sizes(decoder)) as usize),
         // What it reads, gates and ups of each choice.
-        "experts" => moe_layers * (hidden + moe.top_k * (2 * moe.moe_intermediate_size + ROUTES)),
+        "experts" => (
+            moe_layers,
+            hidden + moe.top_k * (2 * moe.moe_intermediate_size + ROUTES),
+        ),
         // Gates, ups and their product.
-        "shared_experts" => moe_layers * 3 * moe.shared_intermediate_size,
-        "dense" => (layers - moe_layers) * (hidden + 3 * decoder.dense_intermediate_size),
-        // What two norms of each layer and the last one read.
-        "norms" => (2 * layers + 1) * hidden,
-        _ => 0,
+        "shared_experts" => (moe_layers, 3 * moe.shared_intermediate_size),
+        "dense" => (
+            layers - moe_layers,
+            hidden + 3 * decoder.dense_intermediate_size,
+        ),
+        // What they read.
+        "norms" => (layers, 2 * hidden),
+        _ => (0, 0),
     }
+}
+
+/// What is kept of a position at most if blocks are made again: the input of each and of the last norm,
+/// scores, weights and 64-bit choices of each router, everything of the largest block.
+fn checkpointed(decoder: &DecoderConfig, router: &RouterConfig) -> usize {
+    let in_block = |parts: &[&str]| -> usize {
+        let parts = parts.iter().map(|part| activations(part, decoder, router));
+        parts.map(|(layers, in_one)| in_one * layers.min(1)).sum()
+    };
+    let feed_forward = in_block(&["router", "experts", "shared_experts"]);
+    let largest_block = in_block(&["attention", "norms"]) + feed_forward.max(in_block(&["dense"]));
+    let inputs = (decoder.num_hidden_layers + 1) * decoder.hidden_size;
+    let routing = decoder.moe.num_experts + 3 * decoder.moe.top_k;
+    inputs + decoder.num_moe_layers() * routing + largest_block
 }
 
 fn router_flops(decoder: &DecoderConfig, router: &RouterConfig) -> u64 {
@@ -181,7 +221,9 @@ impl Estimate {
             flops_per_token_without_head: flops_per_token - head,
             training_flops_per_token: TRAINING_FACTOR * flops_per_token,
             activations_per_token: sum(|part| part.activations_per_token),
+            checkpointed_activations_per_token: 0,
             largest_tensor: 0,
+            largest_block_params: 0,
             sequence_length,
             parts: parts
                 .iter()

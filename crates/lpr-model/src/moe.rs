@@ -60,6 +60,8 @@ impl MoeLayer {
     /// 1. route; 2. add the router's residual; 3. run each token through its experts and combine;
     /// 4. add the shared experts, which see the hidden states without the residual.
     ///
+    /// The residual is not part of the routing that is returned.
+    ///
     /// # Shapes
     /// `hidden_states`: `[tokens, hidden_size]`, and so is the result.
     pub fn forward(
@@ -67,13 +69,13 @@ impl MoeLayer {
         hidden_states: Tensor<2>,
         context: &RouteContext<'_>,
     ) -> (Tensor<2>, Routing) {
-        let routing = self.router.route(hidden_states.clone(), context);
+        let mut routing = self.router.route(hidden_states.clone(), context);
         let shared = self
             .shared_experts
             .as_ref()
             .map(|experts| experts.forward(hidden_states.clone()));
-        let expert_input = match &routing.residual {
-            Some(residual) => hidden_states + residual.clone(),
+        let expert_input = match routing.residual.take() {
+            Some(residual) => hidden_states + residual,
             None => hidden_states,
         };
         let output = lpr_kernels::experts(

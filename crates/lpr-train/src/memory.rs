@@ -29,11 +29,13 @@ const PROGRAM: u64 = 14 << 20;
 pub struct Memory {
     /// Of the model.
     pub weights: u64,
-    /// Of a step; with several micro-batches their sum and those of the newest one.
+    /// Of a step; with several micro-batches their sum and those of the newest one, of which with
+    /// gradient checkpointing only those of one block and of both ends of the model exist at a time.
     pub gradients: u64,
     /// Both averages of AdamW.
     pub optimizer: u64,
-    /// What a micro-batch leaves for the backward pass.
+    /// What a micro-batch leaves for the backward pass; with gradient checkpointing the inputs and
+    /// routings of all blocks and the activations of one.
     pub activations: u64,
     /// Of the fused head: the logits of as many rows as exist at a time, and the gradient of the
     /// hidden states.
@@ -72,8 +74,16 @@ impl Memory {
         let positions = positions(config);
         let floats = |count: u64| count.saturating_mul(FLOAT);
         let per_position = |count: u64| floats(positions.saturating_mul(count));
-        let (params, micro_batches) =
-            (model.total_params, config.train.gradient_accumulation_steps);
+        let train = &config.train;
+        let (params, micro_batches) = (model.total_params, train.gradient_accumulation_steps);
+        let (newest, kept) = if train.gradient_checkpointing {
+            // The head is as large as the embedding, or they are one matrix with two gradients.
+            let embedding = decoder.vocab_size as u64 * hidden;
+            let newest = (2 * embedding + model.largest_block_params).min(params);
+            (newest, model.checkpointed_activations_per_token)
+        } else {
+            (params, model.activations_per_token)
+        };
         let rows = cross_entropy_rows(decoder.vocab_size) as u64;
         let logits = positions.min(rows) * (decoder.vocab_size as u64 + hidden);
         let of_choice = hidden + moe.moe_intermediate_size as u64;
@@ -84,9 +94,9 @@ impl Memory {
         };
         let mut memory = Self {
             weights: floats(params),
-            gradients: floats(params) * if micro_batches > 1 { 2 } else { 1 },
+            gradients: floats(params + if micro_batches > 1 { newest } else { 0 }),
             optimizer: floats(params) * AVERAGES,
-            activations: per_position(model.activations_per_token),
+            activations: per_position(kept),
             head: floats(logits).saturating_add(per_position(hidden)),
             workspace: per_position(moe.top_k as u64 * of_choice + 3 * hidden),
             data: (positions.saturating_mul(POSITION * micro_batches as u64))
@@ -127,8 +137,8 @@ impl Memory {
         }
         let mut text = format!(
             "training takes at least {} of memory ({} for weights and averages, and the larger of {} for \
-             gradients and {} for what a micro-batch leaves for the backward pass), {} can be had; three \
-             ways to need less:",
+             gradients and {} for what a micro-batch leaves for the backward pass), {} can be had; ways \
+             to need less:",
             readable(self.least),
             readable(self.weights + self.optimizer),
             readable(self.weights),
@@ -151,6 +161,9 @@ impl Memory {
         for row in rows {
             let _ = write!(text, "\n  a smaller {row}");
         }
+        if !train.gradient_checkpointing && self.activations > self.weights {
+            text += "\n  train.gradient_checkpointing = true";
+        }
         Some(text)
     }
 }
@@ -167,7 +180,11 @@ impl LoadSkew {
         // factor; a copy of both projections.
         let rows = (overflow.rows as u64).saturating_mul(2 * hidden + 4 * width);
         let copies = (overflow.blocks as u64).saturating_mul(3 * hidden * width);
-        let layers = decoder.num_moe_layers() as u64;
+        let layers = if config.train.gradient_checkpointing {
+            1
+        } else {
+            decoder.num_moe_layers() as u64
+        };
         Self {
             cpu_kernels: 0,
             portable: (rows.saturating_add(copies)).saturating_mul(layers * FLOAT),
@@ -276,6 +293,50 @@ mod tests {
         // 16 experts, gates and ups.
         assert_eq!(memory.snapshot, 3 * params + 4 * 16 * 64 * 64);
         assert_eq!(memory.least, 3 * params + params.max(memory.activations));
+    }
+
+    #[test]
+    fn blocks_that_are_made_again_leave_their_inputs_and_routings() {
+        let text = crate::config::template();
+        let memory = |overrides: &[&str]| {
+            let overrides: Vec<String> = overrides.iter().map(|&text| text.to_owned()).collect();
+            let config = RunConfig::parse("x.toml", &text, &overrides).expect("valid");
+            let model = estimate(&config.model.decoder(), &config.router, 128);
+            (Memory::new(&config, &model), model)
+        };
+        let key = "train.gradient_checkpointing=true";
+        let (kept, model) = memory(&[]);
+        let (one, _) = memory(&[key]);
+        // The model of the test above. One of its two blocks with two norms, three inputs, and of each
+        // router 16 scores, 2 weights and 2 choices of 64 bits.
+        let attention = 64 + 96 + 2 * 64 + 2 * 32 + 4;
+        let router = 2 * 64 + 24 * 16 + 6 * 16 + 4 * 2;
+        let experts = 64 + 2 * (2 * 32 + 6);
+        let block = attention + router + experts + 2 * 64;
+        let floats = block + 3 * 64 + 2 * (16 + 2 + 4);
+        assert_eq!(one.activations, 8 * 128 * 4 * floats);
+        assert!(one.activations < kept.activations);
+        assert_eq!(one.gradients, kept.gradients);
+        // Both blocks are alike, beside them are the embedding, the head and a norm.
+        let (two, _) = memory(&[key, "train.gradient_accumulation_steps=2"]);
+        let ends = 2 * 257 * 64;
+        let block = (model.total_params - ends - 64) / 2;
+        assert_eq!(model.largest_block_params, block);
+        assert_eq!(two.gradients, one.gradients + 4 * (ends + block));
+        let config =
+            |overrides: &[String]| RunConfig::parse("x.toml", &text, overrides).expect("valid");
+        let (without, with) = (config(&[]), config(&[key.to_owned()]));
+        let layers = LoadSkew::new(&without).portable / LoadSkew::new(&with).portable;
+        assert_eq!(layers, 2);
+        // Told where it helps.
+        for (memory, config, told) in [(kept, &without, true), (one, &with, false)] {
+            let refusal = memory.refusal(0, config).expect("too much");
+            assert_eq!(
+                refusal.contains("gradient_checkpointing"),
+                told,
+                "{refusal}"
+            );
+        }
     }
 
     #[test]

@@ -14,6 +14,10 @@ use lpr_model::RouterLoss;
 /// however the step is split; `w_i` are the router losses' weights, their `equiv_accum` included
 /// (method-spec 0.1). A term of weight zero is not part of the graph.
 ///
+/// The cross-entropy is the last summand. Burn walks a graph from the last one on and adds up gradients
+/// in the order in which it comes to them, so it comes to every block by its output first, which is
+/// also the order in `step/recompute.rs`.
+///
 /// # Shapes
 /// `cross_entropy_sum` and the result are `[1]`.
 pub fn objective(
@@ -23,10 +27,11 @@ pub fn objective(
     num_micro_batches: usize,
 ) -> Tensor<1> {
     let cross_entropy = cross_entropy_sum / step_targets.max(1) as f64;
-    router_losses
-        .iter()
-        .filter(|loss| loss.weight != 0.0)
-        .fold(cross_entropy, |sum, loss| {
-            sum + loss.value.clone() * (loss.weight / num_micro_batches as f64)
-        })
+    let weighted =
+        |loss: &RouterLoss| loss.value.clone() * (loss.weight / num_micro_batches as f64);
+    let router_losses = router_losses.iter().filter(|loss| loss.weight != 0.0);
+    match router_losses.map(weighted).reduce(|sum, loss| sum + loss) {
+        Some(router_losses) => router_losses + cross_entropy,
+        None => cross_entropy,
+    }
 }

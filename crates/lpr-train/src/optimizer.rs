@@ -42,15 +42,25 @@ impl GradientSum {
                 let Some(new) = parameter.val().grad_remove(&mut self.1) else {
                     return;
                 };
-                let new = flat(new);
-                let sum = match self.0.tensors.remove(name) {
-                    Some(sum) => sum + new,
-                    None => new,
-                };
-                self.0.tensors.insert(name.to_owned(), sum);
+                self.0.add_to(name.to_owned(), flat(new));
             }
         }
         visit_parameters(model, &mut Collect(self, gradients));
+    }
+
+    /// Adds those of `other`, which nothing has scaled.
+    pub fn merge(&mut self, other: Self) {
+        for (name, gradient) in other.tensors {
+            self.add_to(name, gradient);
+        }
+    }
+
+    fn add_to(&mut self, name: String, new: Tensor<1>) {
+        let sum = match self.tensors.remove(&name) {
+            Some(sum) => sum + new,
+            None => new,
+        };
+        self.tensors.insert(name, sum);
     }
 
     /// The Euclidean norm over all gradients together.

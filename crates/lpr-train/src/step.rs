@@ -1,19 +1,23 @@
 //! One optimizer step: the paper's update on one screen.
 
+mod recompute;
+mod result;
+
 use burn::module::Module;
-use burn::tensor::{Int, Tensor, TensorData, Transaction};
+use burn::tensor::{Int, Tensor};
 use lpr_kernels::profile::span;
 use lpr_model::random::Stream;
 use lpr_model::router::{RouterKind, StepLoad, StepStatistics};
 use lpr_model::{CausalLm, LatentNoise, LossContext, RouterConfig, RouterLoss, Routing};
 use thiserror::Error;
 
+use self::result::MicroBatchResult;
 use crate::batch::MicroBatch;
 use crate::fault::{self, Point};
-use crate::load::{DeviceLoad, LayerLoad};
+use crate::load::LayerLoad;
 use crate::objective::objective;
 use crate::optimizer::{GradientSum, Optimizer};
-use crate::routing::trace::{Choices, DeviceChoices};
+use crate::routing::trace::Choices;
 use crate::signals::StopRequest;
 use crate::spoil;
 
@@ -32,6 +36,8 @@ pub struct StepPlan {
     pub stop: StopRequest,
     /// The routers' choices for so many of the first positions are part of the report.
     pub traced_positions: usize,
+    /// Keep only the inputs of the blocks for the backward pass (`step/recompute.rs`).
+    pub gradient_checkpointing: bool,
 }
 
 impl StepPlan {
@@ -145,29 +151,21 @@ pub fn train_step(
             step_load: step_loads.next(),
             ..loss_context(&**router, batch, noise)
         };
-        let forward = span("forward");
-        let output = model.forward(&batch.input, Some(&context));
-        let cross_entropy = model.cross_entropy_sum(output.hidden_states, batch.targets.clone());
-        let cross_entropy = spoil::loss(cross_entropy);
-        let router_losses = router.losses(&output.routings, &context);
-        let loss = objective(
-            cross_entropy.clone(),
-            &router_losses,
-            step_targets,
-            micro_batches.len(),
-        );
-        drop(forward);
-        let backward = span("backward");
-        gradients.add(&model, loss.backward());
-        drop(backward);
-        add_statistics(&mut statistics, &output.routings, batch);
-        results.push(MicroBatchResult::new(
+        let pass = Pass {
+            model: &model,
+            router,
             batch,
-            cross_entropy,
-            router_losses,
-            &output.routings,
-            untraced,
-        ));
+            context: &context,
+            step_targets,
+            num_micro_batches: micro_batches.len(),
+        };
+        let (losses, routings) = if plan.gradient_checkpointing {
+            recompute::forward_backward(&pass, &mut gradients)
+        } else {
+            forward_backward(&pass, &mut gradients)
+        };
+        add_statistics(&mut statistics, &routings, batch);
+        results.push(MicroBatchResult::new(batch, losses, &routings, untraced));
         untraced = untraced.saturating_sub(batch.num_positions);
     }
     let after = span("clip and update");
@@ -188,6 +186,69 @@ pub fn train_step(
         .after_step(&statistics);
     drop(after);
     Ok((spoil::weights(model), report))
+}
+
+/// A micro-batch of a step and what its loss depends on.
+struct Pass<'a> {
+    model: &'a CausalLm,
+    router: &'a RouterConfig,
+    batch: &'a MicroBatch,
+    context: &'a LossContext,
+    step_targets: usize,
+    num_micro_batches: usize,
+}
+
+/// What a micro-batch adds to the loss of its step, `[1]` each, without gradients.
+struct Losses {
+    /// The sum over its targets.
+    cross_entropy: Tensor<1>,
+    router_losses: Vec<RouterLoss>,
+}
+
+impl Pass<'_> {
+    /// The objective, of which the gradients are, and its parts.
+    fn objective(&self, hidden_states: Tensor<2>, routings: &[Routing]) -> (Tensor<1>, Losses) {
+        let targets = self.batch.targets.clone();
+        let cross_entropy = self.model.cross_entropy_sum(hidden_states, targets);
+        let cross_entropy = spoil::loss(cross_entropy);
+        // One node between the scores and all losses: the losses' gradients are added up before they
+        // meet those of the block, as they are when the block is recomputed.
+        let at_losses = |routing: &Routing| Routing {
+            router_logits: routing
+                .router_logits
+                .clone()
+                .reshape(routing.router_logits.dims()),
+            ..routing.clone()
+        };
+        let routings: Vec<_> = routings.iter().map(at_losses).collect();
+        let router_losses = self.router.losses(&routings, self.context);
+        let loss = objective(
+            cross_entropy.clone(),
+            &router_losses,
+            self.step_targets,
+            self.num_micro_batches,
+        );
+        let detached = |loss: RouterLoss| RouterLoss {
+            value: loss.value.inner(),
+            ..loss
+        };
+        let losses = Losses {
+            cross_entropy: cross_entropy.inner(),
+            router_losses: router_losses.into_iter().map(detached).collect(),
+        };
+        (loss, losses)
+    }
+}
+
+/// The losses and routings of a micro-batch; adds its gradients to `gradients`.
+fn forward_backward(pass: &Pass<'_>, gradients: &mut GradientSum) -> (Losses, Vec<Routing>) {
+    let forward = span("forward");
+    let output = pass.model.forward(&pass.batch.input, Some(pass.context));
+    let (objective, losses) = pass.objective(output.hidden_states, &output.routings);
+    drop(forward);
+    let _backward = span("backward");
+    gradients.add(pass.model, objective.backward());
+    (losses, output.routings)
 }
 
 /// Why an update must not be applied, if so.
@@ -280,92 +341,4 @@ pub fn loss_context(
         noise: noise.clone(),
         step_load: None,
     }
-}
-
-/// What one micro-batch leaves on the device, read back once per step.
-struct MicroBatchResult {
-    cross_entropy: Tensor<1>,
-    router_losses: Vec<RouterLoss>,
-    loads: Vec<DeviceLoad>,
-    choices: Vec<DeviceChoices>,
-}
-
-impl MicroBatchResult {
-    fn new(
-        batch: &MicroBatch,
-        cross_entropy: Tensor<1>,
-        router_losses: Vec<RouterLoss>,
-        routings: &[Routing],
-        traced: usize,
-    ) -> Self {
-        let choices = routings.iter().filter(|_| traced > 0);
-        let detached = |loss: RouterLoss| RouterLoss {
-            value: loss.value.inner(),
-            ..loss
-        };
-        Self {
-            cross_entropy: cross_entropy.inner(),
-            router_losses: router_losses.into_iter().map(detached).collect(),
-            loads: routings.iter().map(|r| DeviceLoad::new(r, batch)).collect(),
-            choices: choices.map(|r| DeviceChoices::new(r, traced)).collect(),
-        }
-    }
-
-    /// Adds what there is to read to `reads`, in the order of the fields.
-    fn register(&self, reads: Transaction) -> Transaction {
-        let reads = reads.register(self.cross_entropy.clone());
-        let losses = self.router_losses.iter();
-        let reads = losses.fold(reads, |reads, loss| reads.register(loss.value.clone()));
-        let loads = self.loads.iter();
-        loads.fold(reads, |reads, load| load.register(reads))
-    }
-}
-
-impl StepReport {
-    fn read(
-        results: Vec<MicroBatchResult>,
-        micro_batches: &[MicroBatch],
-        step_targets: usize,
-        grad_norm: f64,
-    ) -> Self {
-        let reads = results
-            .iter()
-            .fold(Transaction::default(), |reads, r| r.register(reads));
-        let mut data = reads.execute().into_iter();
-        let num = results.len() as f64;
-        let mut cross_entropy = 0.0;
-        let mut router_losses: Vec<(&'static str, f64, f64)> = Vec::new();
-        let mut loads = Vec::with_capacity(results.len());
-        let mut choices = Vec::with_capacity(results.len());
-        for result in results {
-            cross_entropy += scalar(&mut data);
-            for (index, loss) in result.router_losses.iter().enumerate() {
-                let value = scalar(&mut data) / num;
-                match router_losses.get_mut(index) {
-                    Some((_, sum, _)) => *sum += value,
-                    None => router_losses.push((loss.name, value, loss.weight)),
-                }
-            }
-            let layers = result.loads.iter().map(|load| load.take(&mut data));
-            loads.push(layers.collect());
-            let chosen = result.choices.into_iter().map(DeviceChoices::read);
-            choices.push(chosen.collect());
-        }
-        let loss_ce = cross_entropy / step_targets.max(1) as f64;
-        let weighted: f64 = router_losses.iter().map(|(_, v, w)| v * w).sum();
-        Self {
-            loss_ce,
-            loss_total: loss_ce + weighted,
-            router_losses,
-            grad_norm,
-            num_tokens: micro_batches.iter().map(|b| b.num_tokens).sum(),
-            loads,
-            choices,
-        }
-    }
-}
-
-fn scalar(data: &mut impl Iterator<Item = TensorData>) -> f64 {
-    let scalar = data.next().and_then(|data| data.iter::<f32>().next());
-    f64::from(scalar.expect("what was registered was read"))
 }

@@ -205,6 +205,7 @@ impl Trainer<'_> {
             max_loss: self.state.stability.max_loss(stability),
             stop: self.stop.clone(),
             traced_positions: self.traced_positions(step + 1).unwrap_or(0),
+            gradient_checkpointing: self.config.train.gradient_checkpointing,
         };
         let router = &self.config.router;
         let stepped = train_step(model, &mut self.optimizer, router, &micro_batches, &plan);

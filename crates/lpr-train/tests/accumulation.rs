@@ -123,6 +123,7 @@ fn step_on(router: &RouterConfig, rows: usize, packing: Packing) -> (CausalLm, S
         max_loss: f64::INFINITY,
         stop: lpr_train::signals::StopRequest::default(),
         traced_positions: 0,
+        gradient_checkpointing: false,
     };
     let batches = batches(rows, packing);
     train_step(model, &mut optimizer, router, &batches, &plan).unwrap()

@@ -111,6 +111,7 @@ fn train(family: &FamilyConfig, router: &RouterConfig, device: &Device) -> Vec<[
             max_loss: f64::INFINITY,
             stop: StopRequest::default(),
             traced_positions: 0,
+            gradient_checkpointing: false,
         };
         let (next, report) = train_step(model, &mut optimizer, router, &[batch], &plan).unwrap();
         model = next;

@@ -107,6 +107,7 @@ impl Setup {
             max_loss: f64::INFINITY,
             stop: lpr_train::signals::StopRequest::default(),
             traced_positions: 0,
+            gradient_checkpointing: false,
         };
         let mut optimizer = Optimizer::new(&self.config.optimizer);
         let router = &self.config.router;

@@ -194,7 +194,8 @@ pub struct Routing {
     pub expert_indices: Tensor<2, Int>,
     /// `[tokens, top_k]`, the factor of each chosen expert's output.
     pub routing_weights: Tensor<2>,
-    /// `[tokens, hidden_size]`, added to what the routed experts see.
+    /// `[tokens, hidden_size]`, added to what the routed experts see. The layer takes it out: losses
+    /// over layers see none.
     pub residual: Option<Tensor<2>>,
     /// The layer's own loss terms, unweighted, `[1]` each.
     pub terms: Vec<RouterTerm>,

@@ -135,6 +135,7 @@ fn train(
         max_loss: f64::INFINITY,
         stop: StopRequest::default(),
         traced_positions: 0,
+        gradient_checkpointing: config.train.gradient_checkpointing,
     };
     let batches = std::slice::from_ref(batch);
     let (model, report) =

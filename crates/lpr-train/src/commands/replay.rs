@@ -50,6 +50,7 @@ pub fn run(args: &ReplayArgs) -> Result<Outcome, TrainError> {
         max_loss: f64::INFINITY,
         stop: StopRequest::default(),
         traced_positions: 0,
+        gradient_checkpointing: config.train.gradient_checkpointing,
     };
     let seed = skipped.seed;
     let batches = skipped.into_batches(config.model.decoder().vocab_size)?;

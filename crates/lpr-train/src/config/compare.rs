@@ -47,7 +47,7 @@ impl Differences {
 }
 
 /// Sections (with a dot at the end) and keys that may change.
-const NOTED: [&str; 23] = [
+const NOTED: [&str; 24] = [
     "optimizer.learning_rate",
     "optimizer.weight_decay",
     "optimizer.max_grad_norm",
@@ -56,6 +56,7 @@ const NOTED: [&str; 23] = [
     "train.total_tokens",
     "train.device",
     "train.precision",
+    "train.gradient_checkpointing",
     "train.run_dir",
     "stability.",
     "checkpoint.",

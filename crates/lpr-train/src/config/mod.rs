@@ -141,6 +141,9 @@ pub struct TrainConfig {
     /// Micro-batches whose gradients are added up for one optimizer step.
     #[schemars(range(min = 1, max = 65_536))]
     pub gradient_accumulation_steps: usize,
+    /// Keep only the inputs of the blocks for the backward pass, which makes the activations again, one
+    /// block at a time: less memory, about a third more time, the same results.
+    pub gradient_checkpointing: bool,
     /// Seed of everything random but the order of the data, which has `data.shuffle_seed`.
     #[schemars(range(min = 0, max = 9_223_372_036_854_775_807_u64))]
     pub seed: u64,
@@ -160,6 +163,7 @@ impl Default for TrainConfig {
             total_tokens: None,
             micro_batch_size: 8,
             gradient_accumulation_steps: 1,
+            gradient_checkpointing: false,
             seed: 42,
             device: "cpu".to_owned(),
             precision: Precision::F32,

@@ -108,6 +108,7 @@ fn train(golden: &Golden, folder: &str) -> (TensorMap, Vec<(StepReport, f64)>) {
             max_loss: f64::INFINITY,
             stop: lpr_train::signals::StopRequest::default(),
             traced_positions: 0,
+            gradient_checkpointing: false,
         };
         let (next, report) = train_step(model, &mut optimizer, &router, &batches, &plan).unwrap();
         model = next;
