@@ -115,7 +115,8 @@ fn a_crash_while_resuming_or_cleaning_up_loses_nothing() {
         with_fault(&setup, name, "save-rename:3", &[]).status.code(),
         None
     );
-    assert_eq!(setup.leftovers(name).len(), 1);
+    // Beside it there may be a file that the loop was about to replace.
+    assert!(!setup.leftovers(name).is_empty());
     for crash in [
         "lock-write:1",
         "clean-remove:1",
