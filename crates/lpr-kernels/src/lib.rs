@@ -69,6 +69,6 @@ pub use linear_cross_entropy::{IGNORE_INDEX, cross_entropy_rows, linear_cross_en
 pub use norm::rms_norm;
 pub use precision::{ProductPrecision, has_bf16_products, set_product_precision};
 pub use rotary::rotary;
-pub use squared_norm::squared_norm;
+pub use squared_norm::{SquaredNorm, squared_norm};
 pub use swiglu::silu_mul;
 pub use top_k::top_k;

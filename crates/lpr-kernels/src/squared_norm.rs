@@ -8,41 +8,82 @@ use crate::{
     dispatch::has_cpu_kernel,
     profile::span,
 };
-use burn::{backend::Flex, tensor::Tensor};
+use burn::{
+    backend::Flex,
+    tensor::{Tensor, TensorData, Transaction},
+};
 
 /// Elements summed on the device before the partial sums are read back.
 const CHUNK: usize = 4096;
 
+/// The sum of squares of gradients, of which a part may still be on a device.
+#[derive(Debug)]
+pub struct SquaredNorm {
+    on_host: f64,
+    /// Sums of chunks.
+    on_device: Option<Tensor<1>>,
+}
+
 /// The sum of squares of all elements of all `grads`, added up in `f64` in an order that does not
 /// depend on the number of threads.
 ///
-/// Reads from the device, once for all of them. On backends without a kernel of their own, chunks of
-/// 4,096 elements are summed in the type of the gradients and only the sums of chunks in `f64`.
+/// On backends without a kernel of their own, chunks of 4,096 elements are summed in the type of the
+/// gradients and only the sums of chunks in `f64`, when they are read.
 ///
 /// # Panics
 ///
-/// If the device cannot be read.
-pub fn squared_norm<'a>(grads: impl IntoIterator<Item = &'a Tensor<1>>) -> f64 {
+/// Never: what has a kernel is a tensor of the CPU backend.
+pub fn squared_norm<'a>(grads: impl IntoIterator<Item = &'a Tensor<1>>) -> SquaredNorm {
     let _span = span("squared_norm");
-    let mut total = 0.0;
+    let mut on_host = 0.0;
     let mut sums = Vec::new();
     for grad in grads {
         let grad = grad.clone().inner();
         if has_cpu_kernel(&grad) {
             let grad = grad.try_into_primitive::<Flex>();
             let grad = consecutive(grad.expect("a tensor of the CPU backend"));
-            total += kernel::squared_norm(Level::current(), floats(&grad));
+            on_host += kernel::squared_norm(Level::current(), floats(&grad));
         } else {
             sums.extend(sums_of_chunks(grad));
         }
     }
-    if sums.is_empty() {
-        return total;
+    SquaredNorm {
+        on_host,
+        on_device: (!sums.is_empty()).then(|| Tensor::cat(sums, 0)),
     }
-    let sums: Vec<f64> = Tensor::cat(sums, 0)
-        .try_into_vec_as()
-        .expect("the partial sums are readable");
-    total + sums.iter().sum::<f64>()
+}
+
+impl SquaredNorm {
+    /// Adds what there is to read to `reads`.
+    pub fn register(&self, reads: Transaction) -> Transaction {
+        match &self.on_device {
+            Some(sums) => reads.register(sums.clone()),
+            None => reads,
+        }
+    }
+
+    /// Takes from `data` what [`register`](Self::register) added.
+    ///
+    /// # Panics
+    ///
+    /// If it is not there.
+    pub fn take(&self, data: &mut impl Iterator<Item = TensorData>) -> f64 {
+        let on_device = self.on_device.as_ref().map_or(0.0, |_| {
+            let sums = data.next().expect("what was registered was read");
+            sums.iter::<f64>().sum()
+        });
+        self.on_host + on_device
+    }
+
+    /// Waits for the device.
+    ///
+    /// # Panics
+    ///
+    /// If it cannot be read.
+    pub fn read(&self) -> f64 {
+        let reads = self.register(Transaction::default());
+        self.take(&mut reads.execute().into_iter())
+    }
 }
 
 /// The sums of squares of the chunks of `grad`, in plain tensor operations.
@@ -83,7 +124,7 @@ mod tests {
         for len in [1, 15, 17, 4096, 4099, 65_536, 200_003] {
             for dtype in [DType::F32, DType::F64] {
                 let (grad, exact) = random(len, dtype);
-                let sum = squared_norm([&grad]);
+                let sum = squared_norm([&grad]).read();
                 let error = (sum - exact).abs();
                 assert!(
                     error <= 1e-12 * exact,
@@ -106,21 +147,21 @@ mod tests {
     #[test]
     fn adds_over_all_gradients() {
         let ((a, a_exact), (b, b_exact)) = (random(5000, DType::F64), random(7, DType::F64));
-        let sum = squared_norm([&a, &b]);
+        let sum = squared_norm([&a, &b]).read();
         assert!((sum - a_exact - b_exact).abs() <= 1e-12 * sum, "{sum}");
-        assert!(squared_norm([]).abs() < f64::MIN_POSITIVE);
+        assert!(squared_norm([]).read().abs() < f64::MIN_POSITIVE);
     }
 
     #[test]
     fn is_the_same_bits_on_all_threads_and_instruction_sets() {
         let (grad, _) = random(300_007, DType::F32);
-        let sum = squared_norm([&grad]);
+        let sum = squared_norm([&grad]).read();
         for threads in 1..=3 {
-            let same = on_threads(threads, || squared_norm([&grad]));
+            let same = on_threads(threads, || squared_norm([&grad]).read());
             assert_eq!(same.to_bits(), sum.to_bits(), "{threads} threads");
         }
         for level in Level::available() {
-            let same = forced::with(level, || squared_norm([&grad]));
+            let same = forced::with(level, || squared_norm([&grad]).read());
             assert_eq!(same.to_bits(), sum.to_bits(), "{level:?}");
         }
     }
@@ -129,8 +170,8 @@ mod tests {
     fn sees_through_views_and_gradients_that_are_not_numbers() {
         let (grad, exact) = random(12, DType::F32);
         let view = grad.flip([0]);
-        assert!((squared_norm([&view]) - exact).abs() < 1e-12);
+        assert!((squared_norm([&view]).read() - exact).abs() < 1e-12);
         let broken = flat(&[1.0, f64::NAN], DType::F32, &Device::flex());
-        assert!(squared_norm([&broken]).is_nan());
+        assert!(squared_norm([&broken]).read().is_nan());
     }
 }

@@ -307,7 +307,7 @@ fn the_optimizer_agrees() {
         let mut norms = Vec::new();
         for step in 1..=3 {
             let grad = flat(&floats(len, 1 + step), device);
-            norms.push(squared_norm([&grad, &param]));
+            norms.push(squared_norm([&grad, &param]).read());
             let step = AdamWStep {
                 step,
                 learning_rate: 1e-2,

@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 
 use burn::module::Param;
-use burn::tensor::{Gradients, Tensor, TensorData};
-use lpr_kernels::{AdamW, AdamWStep, Moments, squared_norm};
+use burn::tensor::{Gradients, Tensor, TensorData, Transaction};
+use lpr_kernels::{AdamW, AdamWStep, Moments, SquaredNorm, squared_norm};
 use lpr_model::CausalLm;
 use lpr_model::parameters::{
     HostTensor, ParameterMapper, ParameterVisitor, TensorMap, map_parameters, parameter_shapes,
@@ -22,6 +22,30 @@ pub struct GradientSum {
     tensors: BTreeMap<String, Tensor<1>>,
     /// What all of them are multiplied by.
     scale: f64,
+}
+
+/// A Euclidean norm that may still be on the device.
+#[derive(Debug)]
+pub struct GradientNorm {
+    squares: SquaredNorm,
+    scale: f64,
+}
+
+impl GradientNorm {
+    /// Adds what there is to read to `reads`.
+    pub fn register(&self, reads: Transaction) -> Transaction {
+        self.squares.register(reads)
+    }
+
+    /// Takes from `data` what [`register`](Self::register) added.
+    pub fn take(&self, data: &mut impl Iterator<Item = TensorData>) -> f64 {
+        self.squares.take(data).sqrt() * self.scale
+    }
+
+    /// Waits for the device.
+    pub fn read(&self) -> f64 {
+        self.squares.read().sqrt() * self.scale
+    }
 }
 
 impl Default for GradientSum {
@@ -64,14 +88,17 @@ impl GradientSum {
     }
 
     /// The Euclidean norm over all gradients together.
-    pub fn global_norm(&self) -> f64 {
+    pub fn global_norm(&self) -> GradientNorm {
         self.norm_where(|_| true)
     }
 
     /// The Euclidean norm over the gradients of the parameters that `selects` picks by name.
-    pub fn norm_where(&self, selects: impl Fn(&str) -> bool) -> f64 {
+    pub fn norm_where(&self, selects: impl Fn(&str) -> bool) -> GradientNorm {
         let selected = self.tensors.iter().filter(|(name, _)| selects(name));
-        squared_norm(selected.map(|(_, gradient)| gradient)).sqrt() * self.scale
+        GradientNorm {
+            squares: squared_norm(selected.map(|(_, gradient)| gradient)),
+            scale: self.scale,
+        }
     }
 
     /// Scales all gradients, when the optimizer reads them, so that their norm, now `norm`, is at most `max_norm`; 0 turns clipping

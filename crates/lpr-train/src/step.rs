@@ -143,7 +143,7 @@ pub fn train_step(
         if done > 0 && plan.stop.is_set() {
             return Err(Box::new(NotApplied {
                 model,
-                report: StepReport::read(results, &micro_batches[..done], step_targets, f64::NAN),
+                report: StepReport::read(&results, &micro_batches[..done], step_targets, None),
                 reason: Reason::Stopped,
             }));
         }
@@ -170,8 +170,8 @@ pub fn train_step(
     }
     let after = span("clip and update");
     spoil::gradients(&mut gradients, &model);
-    let grad_norm = gradients.global_norm();
-    let report = StepReport::read(results, micro_batches, step_targets, grad_norm);
+    let norm = gradients.global_norm();
+    let report = StepReport::read(&results, micro_batches, step_targets, Some(&norm));
     if let Some(reason) = refusal(&report, plan, || gradients.not_finite(&model)) {
         return Err(Box::new(NotApplied {
             model,
@@ -180,7 +180,7 @@ pub fn train_step(
         }));
     }
     fault::reached(Point::StepUpdate);
-    gradients.clip(grad_norm, plan.max_grad_norm);
+    gradients.clip(report.grad_norm, plan.max_grad_norm);
     let model = optimizer
         .update(model, gradients, plan.learning_rate)
         .after_step(&statistics);

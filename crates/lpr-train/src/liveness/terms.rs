@@ -124,7 +124,7 @@ pub fn probe_terms(
         gradients
     };
     let routers = routers(model);
-    let at_routers = |gradients: &GradientSum| gradients.norm_where(|n| n.contains(ROUTER));
+    let at_routers = |gradients: &GradientSum| gradients.norm_where(|n| n.contains(ROUTER)).read();
     let routings = forward().routings;
     let losses = router.losses(&routings, &context);
     let uneven: Vec<bool> = routings.iter().map(|r| is_uneven(r, batch)).collect();
@@ -132,7 +132,7 @@ pub fn probe_terms(
         let whole = gradients(term, 1.0);
         let is_silent = |&layer: &usize| {
             let at_layer = |name: &str| name.starts_with(&routers[layer]);
-            uneven[layer] && whole.norm_where(at_layer) == 0.0
+            uneven[layer] && whole.norm_where(at_layer).read() == 0.0
         };
         TermLiveness {
             name: loss.name,

@@ -1,6 +1,6 @@
 //! The choices of the routers for some tokens, and when a run keeps them.
 
-use burn::tensor::{Int, Tensor};
+use burn::tensor::{Int, Tensor, TensorData, Transaction};
 use lpr_data::{Split, TokenBatch};
 use lpr_model::{DecoderConfig, Routing};
 
@@ -34,22 +34,34 @@ impl DeviceChoices {
     pub fn new(routing: &Routing, positions: usize) -> Self {
         let positions = positions.min(routing.expert_indices.dims()[0]);
         Self {
-            experts: routing.expert_indices.clone().slice(0..positions),
-            weights: routing.routing_weights.clone().detach().slice(0..positions),
+            experts: routing.expert_indices.clone().inner().slice(0..positions),
+            weights: routing.routing_weights.clone().inner().slice(0..positions),
+        }
+    }
+
+    /// Adds what there is to read to `reads`.
+    pub fn register(&self, reads: Transaction) -> Transaction {
+        let reads = reads.register(self.experts.clone());
+        reads.register(self.weights.clone())
+    }
+
+    /// Takes from `data` what [`register`](Self::register) added.
+    ///
+    /// # Panics
+    /// If an expert's index is beyond 16 bits; configurations have at most 1,024 experts.
+    pub fn take(&self, data: &mut impl Iterator<Item = TensorData>) -> Choices {
+        let mut next = || data.next().expect("what was registered was read");
+        let index = |expert| u16::try_from(expert).expect("at most 1,024 experts");
+        Choices {
+            experts: next().iter::<i64>().map(index).collect(),
+            weights: next().iter::<f32>().collect(),
         }
     }
 
     /// Waits for the device.
-    ///
-    /// # Panics
-    /// If an expert's index is beyond 16 bits; configurations have at most 1,024 experts.
-    pub fn read(self) -> Choices {
-        let experts = self.experts.into_data();
-        let index = |expert| u16::try_from(expert).expect("at most 1,024 experts");
-        Choices {
-            experts: experts.iter::<i64>().map(index).collect(),
-            weights: self.weights.into_data().iter::<f32>().collect(),
-        }
+    pub fn read(&self) -> Choices {
+        let reads = self.register(Transaction::default());
+        self.take(&mut reads.execute().into_iter())
     }
 }
 

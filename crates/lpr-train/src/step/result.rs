@@ -6,9 +6,10 @@ use lpr_model::Routing;
 use super::{Losses, StepReport};
 use crate::batch::MicroBatch;
 use crate::load::DeviceLoad;
+use crate::optimizer::GradientNorm;
 use crate::routing::trace::DeviceChoices;
 
-/// What one micro-batch leaves on the device, read back once per step.
+/// What one micro-batch leaves on the device, read back with that of all others.
 pub(super) struct MicroBatchResult {
     losses: Losses,
     loads: Vec<DeviceLoad>,
@@ -36,20 +37,24 @@ impl MicroBatchResult {
         let losses = self.losses.router_losses.iter();
         let reads = losses.fold(reads, |reads, loss| reads.register(loss.value.clone()));
         let loads = self.loads.iter();
-        loads.fold(reads, |reads, load| load.register(reads))
+        let reads = loads.fold(reads, |reads, load| load.register(reads));
+        let choices = self.choices.iter();
+        choices.fold(reads, |reads, choices| choices.register(reads))
     }
 }
 
 impl StepReport {
+    /// Waits for the device, the one time in a step: whether the update may be applied depends on it.
     pub(super) fn read(
-        results: Vec<MicroBatchResult>,
+        results: &[MicroBatchResult],
         micro_batches: &[MicroBatch],
         step_targets: usize,
-        grad_norm: f64,
+        norm: Option<&GradientNorm>,
     ) -> Self {
         let reads = results
             .iter()
             .fold(Transaction::default(), |reads, r| r.register(reads));
+        let reads = norm.iter().fold(reads, |reads, norm| norm.register(reads));
         let mut data = reads.execute().into_iter();
         let num = results.len() as f64;
         let mut cross_entropy = 0.0;
@@ -67,7 +72,7 @@ impl StepReport {
             }
             let layers = result.loads.iter().map(|load| load.take(&mut data));
             loads.push(layers.collect());
-            let chosen = result.choices.into_iter().map(DeviceChoices::read);
+            let chosen = result.choices.iter().map(|c| c.take(&mut data));
             choices.push(chosen.collect());
         }
         let loss_ce = cross_entropy / step_targets.max(1) as f64;
@@ -76,7 +81,7 @@ impl StepReport {
             loss_ce,
             loss_total: loss_ce + weighted,
             router_losses,
-            grad_norm,
+            grad_norm: norm.map_or(f64::NAN, |norm| norm.take(&mut data)),
             num_tokens: micro_batches.iter().map(|b| b.num_tokens).sum(),
             loads,
             choices,
