@@ -2,6 +2,7 @@
 //! networks.
 
 use crate::{
+    blocks::{BlockSizes, Blocks},
     cpu::{
         Level,
         experts::{self as kernel, Operands, Sizes},
@@ -9,9 +10,9 @@ use crate::{
         tensor::{consecutive, floats, floats_mut, from_floats, integers},
     },
     dispatch::{has_cpu_kernel, record},
-    precision::product,
+    precision::{factor, product},
     profile::span,
-    rows::{RowMap, take_rows},
+    rows::take_rows,
 };
 use burn::{
     backend::{
@@ -21,7 +22,7 @@ use burn::{
         flex::FlexTensor,
         tensor::{FloatTensor, IntTensor},
     },
-    tensor::{Int, Tensor, TensorData, activation},
+    tensor::{Int, Tensor, activation},
 };
 
 /// The weighted sum of the experts chosen for each token.
@@ -47,7 +48,8 @@ use burn::{
 /// # Panics
 ///
 /// If the shapes do not fit together, one of `num_experts`, `hidden`, `intermediate` and `top_k` is
-/// zero or an index is out of range.
+/// zero or an index is out of range. On a GPU, which would have to be waited for, an index that is out
+/// of range is not noticed: some expert is taken for it.
 pub fn experts(
     hidden_states: Tensor<2>,
     gate_up_proj: Tensor<3>,
@@ -97,11 +99,8 @@ pub fn experts(
     )
 }
 
-/// The operation in plain tensor operations: one batched product over all experts with room for the
-/// mean number of rows, a second one over blocks of the rows that did not fit.
-///
-/// Whole weight tensors enter the products. A slice per expert would cost a zero gradient of all
-/// experts each.
+/// The operation in plain tensor operations: one batched product over blocks of rows that have one
+/// expert each, of which there are as many whatever was chosen. So nothing waits for the choices.
 fn portable(
     hidden_states: Tensor<2>,
     gate_up_proj: Tensor<3>,
@@ -109,134 +108,32 @@ fn portable(
     routing_weights: Tensor<2>,
     expert_indices: Tensor<2, Int>,
 ) -> Tensor<2> {
-    let device = hidden_states.device().inner();
     let [tokens, hidden] = hidden_states.dims();
+    let [num_experts, intermediate, _] = down_proj.dims();
     let [_, top_k] = routing_weights.dims();
-    if tokens * top_k == 0 {
+    if tokens == 0 {
         return hidden_states.zeros_like();
     }
-    let chosen: Vec<i64> = expert_indices
-        .try_into_vec_as()
-        .expect("the expert indices are readable");
-    let blocks = Blocks::new(&chosen, gate_up_proj.dims()[0], top_k);
-    let ints = |values: Vec<i64>| {
-        let len = values.len();
-        Tensor::<1, Int>::from_data(TensorData::new(values, [len]), &device)
+    let blocks = Blocks::new(expert_indices, num_experts);
+    let BlockSizes {
+        blocks: num_blocks,
+        block_rows,
+    } = blocks.sizes;
+    let of_blocks = |weights: Tensor<3>| {
+        let [_, inputs, outputs] = weights.dims();
+        let flat = factor(weights).reshape([num_experts, inputs * outputs]);
+        take_rows(flat, blocks.to_blocks()).reshape([num_blocks, inputs, outputs])
     };
-    let row_of_slot = ints(blocks.row_of_slot);
-    let to_rows = RowMap {
-        taken: ints(blocks.token_of_row),
-        went_to: row_of_slot.clone().reshape([tokens, top_k]),
-    };
-    let rows = take_rows(hidden_states, to_rows);
-    let num_rows = rows.dims()[0];
-    let main_rows = num_rows - blocks.overflow_experts.len() * blocks.capacity;
-    let in_blocks = |start: usize, end: usize| {
-        let part = rows.clone().narrow(0, start, end - start);
-        part.reshape([(end - start) / blocks.capacity, blocks.capacity, hidden])
-    };
-    let mut outputs = vec![swiglu_network(
-        in_blocks(0, main_rows),
-        gate_up_proj.clone(),
-        down_proj.clone(),
-    )];
-    if !blocks.overflow_experts.is_empty() {
-        let overflow = ints(blocks.overflow_experts.clone());
-        outputs.push(swiglu_network(
-            in_blocks(main_rows, num_rows),
-            gate_up_proj.select(0, overflow.clone()),
-            down_proj.select(0, overflow),
-        ));
-    }
-    let outputs = Tensor::cat(outputs, 0).reshape([num_rows, hidden]);
-    let to_slots = RowMap {
-        taken: row_of_slot,
-        went_to: ints(blocks.slot_of_row).unsqueeze_dim(1),
-    };
-    let by_slot = take_rows(outputs, to_slots);
-    let weighted = by_slot.reshape([tokens, top_k, hidden]) * routing_weights.unsqueeze_dim::<3>(2);
-    weighted.sum_dim(1).reshape([tokens, hidden])
-}
-
-/// One `SwiGLU` network per block: `x` is `[blocks, rows, hidden]`.
-fn swiglu_network(x: Tensor<3>, gate_up_proj: Tensor<3>, down_proj: Tensor<3>) -> Tensor<3> {
-    let [_, intermediate, _] = down_proj.dims();
-    let gate_up = product(x, gate_up_proj);
+    let rows = take_rows(hidden_states, blocks.to_rows());
+    let rows = rows.reshape([num_blocks, block_rows, hidden]);
+    let gate_up = product(rows, of_blocks(gate_up_proj));
     let gate = gate_up.clone().narrow(2, 0, intermediate);
     let up = gate_up.narrow(2, intermediate, intermediate);
-    product(activation::silu(gate) * up, down_proj)
-}
-
-/// Where each (token, choice) pair is computed: blocks of `capacity` rows, first one block for
-/// every expert, then the overflow blocks. Rows that no pair fills repeat token 0 and are never
-/// read.
-struct Blocks {
-    capacity: usize,
-    overflow_experts: Vec<i64>,
-    token_of_row: Vec<i64>,
-    row_of_slot: Vec<i64>,
-    /// -1 where no pair is.
-    slot_of_row: Vec<i64>,
-}
-
-impl Blocks {
-    fn new(chosen: &[i64], num_experts: usize, top_k: usize) -> Self {
-        let capacity = chosen.len().div_ceil(num_experts);
-        let mut overflow_experts = Vec::new();
-        let mut filled = vec![0_usize; num_experts];
-        let mut open_row = vec![0; num_experts];
-        let mut row_of_slot = Vec::with_capacity(chosen.len());
-        for &expert in chosen {
-            let index = usize::try_from(expert).ok().filter(|&e| e < num_experts);
-            let e = index.unwrap_or_else(|| {
-                panic!("experts: index {expert} is not below num_experts {num_experts}")
-            });
-            if filled[e].is_multiple_of(capacity) {
-                let block = if filled[e] == 0 {
-                    e
-                } else {
-                    overflow_experts.push(expert);
-                    num_experts + overflow_experts.len() - 1
-                };
-                open_row[e] = block * capacity;
-            }
-            row_of_slot.push((open_row[e] + filled[e] % capacity) as i64);
-            filled[e] += 1;
-        }
-        let rows = (num_experts + overflow_experts.len()) * capacity;
-        let (mut token_of_row, mut slot_of_row) = (vec![0; rows], vec![-1; rows]);
-        for (slot, &row) in row_of_slot.iter().enumerate() {
-            token_of_row[row as usize] = (slot / top_k) as i64;
-            slot_of_row[row as usize] = slot as i64;
-        }
-        Self {
-            capacity,
-            overflow_experts,
-            token_of_row,
-            row_of_slot,
-            slot_of_row,
-        }
-    }
-}
-
-/// What the portable operation makes beyond its one block per expert.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Overflow {
-    /// Blocks, each with a copy of its expert's projections.
-    pub blocks: usize,
-    /// Rows of these blocks.
-    pub rows: usize,
-}
-
-/// The overflow of the portable operation if all tokens choose the same experts, which is the most
-/// there can be. The kernels of the CPU have one row for each choice and no blocks.
-pub fn portable_overflow(tokens: usize, num_experts: usize, top_k: usize) -> Overflow {
-    let capacity = tokens.saturating_mul(top_k).div_ceil(num_experts).max(1);
-    let blocks = top_k * (tokens.div_ceil(capacity).max(1) - 1);
-    Overflow {
-        blocks,
-        rows: blocks.saturating_mul(capacity),
-    }
+    let outputs = product(activation::silu(gate) * up, of_blocks(down_proj));
+    let outputs = outputs.reshape([num_blocks * block_rows, hidden]);
+    let by_slot = take_rows(outputs, blocks.to_slots()).reshape([tokens, top_k, hidden]);
+    let weighted = by_slot * routing_weights.unsqueeze_dim::<3>(2);
+    weighted.sum_dim(1).reshape([tokens, hidden])
 }
 
 /// The operation with a kernel of its own.
@@ -362,7 +259,7 @@ mod tests {
     use crate::test_support::{
         Op, Random, assert_close, check, check_differences, evaluate, widened,
     };
-    use burn::tensor::{DType, Device};
+    use burn::tensor::{DType, Device, TensorData};
 
     /// Sizes of a case and how its tokens choose.
     #[derive(Clone)]
@@ -592,25 +489,5 @@ mod tests {
         let case = Case::crowded([1, 1, 1], 2, -1);
         let ones = case.lens().map(|len| vec![1.0; len]);
         evaluate(case.op(), &ones, DType::F64);
-    }
-
-    #[test]
-    fn the_overflow_of_a_crowded_batch_is_what_the_blocks_make_of_it() {
-        for (tokens, num_experts, top_k) in
-            [(12, 4, 1), (12, 4, 2), (7, 5, 3), (6, 2, 2), (1, 8, 2)]
-        {
-            let choices = (0..tokens).flat_map(|_| 0..top_k as i64);
-            let blocks = Blocks::new(&choices.collect::<Vec<_>>(), num_experts, top_k);
-            let found = portable_overflow(tokens, num_experts, top_k);
-            assert_eq!(
-                found.blocks,
-                blocks.overflow_experts.len(),
-                "{tokens} {num_experts}"
-            );
-            let rows = blocks.token_of_row.len() - num_experts * blocks.capacity;
-            assert_eq!(found.rows, rows, "{tokens} {num_experts}");
-        }
-        // 12 rows for one of 4 experts with room for 3 each: 3 more blocks.
-        assert_eq!(portable_overflow(12, 4, 1), Overflow { blocks: 3, rows: 9 });
     }
 }

@@ -34,6 +34,7 @@
 mod adamw;
 mod allocator;
 mod attention;
+mod blocks;
 mod choices;
 mod cpu;
 #[cfg(feature = "cuda")]
@@ -60,9 +61,10 @@ mod top_k;
 pub use adamw::{AdamW, AdamWStep, Moments};
 pub use allocator::keep_freed_memory;
 pub use attention::{SequenceMask, causal_attention};
+pub use blocks::BlockSizes;
 pub use choices::{choices_per_expert, weight_per_expert};
 pub use cpu::{InstructionSet, instruction_set};
-pub use experts::{Overflow, experts, portable_overflow};
+pub use experts::experts;
 pub use layer_norm::layer_norm_silu;
 pub use linear::{exact_linear, linear};
 pub use linear_cross_entropy::{IGNORE_INDEX, cross_entropy_rows, linear_cross_entropy};

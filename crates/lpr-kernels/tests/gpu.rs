@@ -177,25 +177,44 @@ fn attention_agrees() {
     }
 }
 
-/// Choices of different experts, or all of one.
-fn choices(tokens: usize, num_experts: usize, top_k: usize, crowded: bool) -> Vec<i32> {
-    let first = below(num_experts, tokens, 8);
+/// Whom tokens choose.
+#[derive(Clone, Copy, Debug)]
+enum Spread {
+    Random,
+    /// All tokens the same experts.
+    Same,
+    /// The first tokens the first experts, the next ones the next.
+    Sorted,
+}
+
+/// Choices of different experts.
+fn choices(tokens: usize, num_experts: usize, top_k: usize, spread: Spread) -> Vec<i32> {
+    let random = below(num_experts, tokens, 8);
     let choice = |i: usize| {
-        let start = if crowded { 1 } else { first[i / top_k] };
-        (start + (i % top_k) as i32) % num_experts as i32
+        let start = match spread {
+            Spread::Random => random[i / top_k] as usize,
+            Spread::Same => 1,
+            Spread::Sorted => i / top_k * num_experts / tokens,
+        };
+        ((start + i % top_k) % num_experts) as i32
     };
     (0..tokens * top_k).map(choice).collect()
 }
 
+/// The largest case has more choices than a unit counts, and several blocks of rows per expert.
 #[test]
 fn experts_agree() {
-    for (tokens, num_experts, top_k, crowded) in [
-        (77, 9, 3, false),
-        (1, 5, 2, false),
-        (130, 3, 1, true),
-        (40, 16, 4, true),
+    let [hidden, inner] = [20, 12];
+    for (tokens, num_experts, top_k, spread) in [
+        (77, 9, 3, Spread::Random),
+        (1, 5, 2, Spread::Random),
+        (1, 1, 1, Spread::Same),
+        (130, 3, 1, Spread::Same),
+        (40, 16, 4, Spread::Same),
+        (31, 7, 7, Spread::Sorted),
+        (19, 67, 2, Spread::Sorted),
+        (997, 13, 3, Spread::Random),
     ] {
-        let (hidden, inner) = (20, 12);
         let projection = num_experts * hidden * inner;
         let inputs = [
             floats(tokens * hidden, 1),
@@ -203,8 +222,9 @@ fn experts_agree() {
             floats(projection, 3),
             floats(tokens * top_k, 4),
         ];
-        let chosen = choices(tokens, num_experts, top_k, crowded);
-        check("experts", &inputs, |operands, device| {
+        let chosen = choices(tokens, num_experts, top_k, spread);
+        let what = format!("experts, {tokens} x {top_k} of {num_experts}, {spread:?}");
+        check(&what, &inputs, |operands, device| {
             let [x, gate_up, down, weights] = operands.try_into().unwrap();
             let output = experts(
                 x.reshape([tokens, hidden]),
@@ -275,7 +295,7 @@ fn the_largest_scores_are_the_same_also_where_scores_are_equal() {
 #[test]
 fn loads_are_counted_alike() {
     let (tokens, num_experts, top_k) = (90, 7, 3);
-    let chosen = choices(tokens, num_experts, top_k, false);
+    let chosen = choices(tokens, num_experts, top_k, Spread::Random);
     let is_token = below(2, tokens, 3);
     let counted = |device: &Device| {
         let chosen = || ints(&chosen, [tokens, top_k], device);

@@ -4,7 +4,7 @@ use lpr_model::estimate::{Estimate, estimate};
 use serde::Serialize;
 
 use crate::config::RunConfig;
-use crate::memory::{LoadSkew, Memory};
+use crate::memory::{Memory, portable_experts};
 
 /// Seconds of a day.
 const DAY: f64 = 86_400.0;
@@ -17,8 +17,8 @@ pub struct RunCost {
     pub model: Estimate,
     /// Memory of training.
     pub memory: Memory,
-    /// What a load that is not even adds to it.
-    pub load_skew: LoadSkew,
+    /// Bytes that the experts of a GPU take beyond it, whatever the load.
+    pub portable_experts: u64,
     /// Optimizer steps.
     pub steps: u64,
     /// Token positions of all steps, padding included.
@@ -63,7 +63,7 @@ impl RunCost {
         Self {
             training_flops: model.training_flops_per_token as f64 * positions as f64,
             time: tokens_per_second.map(|speed| Time::new(positions, speed)),
-            load_skew: LoadSkew::new(config),
+            portable_experts: portable_experts(config),
             model,
             memory,
             steps,

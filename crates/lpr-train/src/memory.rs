@@ -7,7 +7,7 @@ use std::fmt::Write as _;
 use std::path::Path;
 
 use lpr_data::SHUFFLE_WINDOW_BYTES;
-use lpr_kernels::{cross_entropy_rows, portable_overflow};
+use lpr_kernels::{BlockSizes, cross_entropy_rows};
 use lpr_model::estimate::Estimate;
 use serde::Serialize;
 
@@ -53,17 +53,6 @@ pub struct Memory {
     pub snapshot: u64,
     /// A bound below the total: what is certainly there at one time.
     pub least: u64,
-}
-
-/// More memory than with an even load, in bytes, if all tokens of a micro-batch choose the same
-/// experts.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-pub struct LoadSkew {
-    /// Of the CPU kernels: none, since they keep a row for each choice, whichever expert it is.
-    pub cpu_kernels: u64,
-    /// Of the portable operation, which pads all experts to one length and copies the weights of
-    /// those with more rows.
-    pub portable: u64,
 }
 
 impl Memory {
@@ -168,28 +157,27 @@ impl Memory {
     }
 }
 
-impl LoadSkew {
-    /// For training as `config` says.
-    pub fn new(config: &RunConfig) -> Self {
-        let decoder = config.model.decoder();
-        let (hidden, moe) = (decoder.hidden_size as u64, &decoder.moe);
-        let width = moe.moe_intermediate_size as u64;
-        let positions = usize::try_from(positions(config)).unwrap_or(usize::MAX);
-        let overflow = portable_overflow(positions, moe.num_experts, moe.top_k);
-        // Kept for the backward pass: a row's input and output, gate and up, their product and its
-        // factor; a copy of both projections.
-        let rows = (overflow.rows as u64).saturating_mul(2 * hidden + 4 * width);
-        let copies = (overflow.blocks as u64).saturating_mul(3 * hidden * width);
-        let layers = if config.train.gradient_checkpointing {
-            1
-        } else {
-            decoder.num_moe_layers() as u64
-        };
-        Self {
-            cpu_kernels: 0,
-            portable: (rows.saturating_add(copies)).saturating_mul(layers * FLOAT),
-        }
-    }
+/// What the portable experts take more than the CPU kernels for training as `config` says, in bytes:
+/// empty rows in their blocks, and every block has a copy of its expert's weights. Neither depends on
+/// what tokens choose.
+pub fn portable_experts(config: &RunConfig) -> u64 {
+    let decoder = config.model.decoder();
+    let (hidden, moe) = (decoder.hidden_size as u64, &decoder.moe);
+    let width = moe.moe_intermediate_size as u64;
+    let choices = positions(config).saturating_mul(moe.top_k as u64);
+    let choices = usize::try_from(choices).unwrap_or(usize::MAX);
+    let sizes = BlockSizes::new(choices, moe.num_experts);
+    // Kept for the backward pass: a row's input and output, gate and up, their product and its factor; a
+    // copy of both projections.
+    let empty = sizes.rows().saturating_sub(choices) as u64;
+    let rows = empty.saturating_mul(2 * hidden + 4 * width);
+    let copies = (sizes.blocks as u64).saturating_mul(3 * hidden * width);
+    let layers = if config.train.gradient_checkpointing {
+        1
+    } else {
+        decoder.num_moe_layers() as u64
+    };
+    (rows.saturating_add(copies)).saturating_mul(layers * FLOAT)
 }
 
 /// Positions of a micro-batch.
@@ -326,7 +314,7 @@ mod tests {
         let config =
             |overrides: &[String]| RunConfig::parse("x.toml", &text, overrides).expect("valid");
         let (without, with) = (config(&[]), config(&[key.to_owned()]));
-        let layers = LoadSkew::new(&without).portable / LoadSkew::new(&with).portable;
+        let layers = portable_experts(&without) / portable_experts(&with);
         assert_eq!(layers, 2);
         // Told where it helps.
         for (memory, config, told) in [(kept, &without, true), (one, &with, false)] {
@@ -361,15 +349,14 @@ mod tests {
     }
 
     #[test]
-    fn experts_that_all_tokens_choose_cost_the_portable_operation_blocks_of_rows() {
+    fn the_portable_experts_cost_empty_rows_and_a_copy_of_the_weights_per_block() {
         let text = crate::config::template();
         let config = RunConfig::parse("x.toml", &text, &[]).expect("valid");
-        let skew = LoadSkew::new(&config);
-        assert_eq!(skew.cpu_kernels, 0);
-        // 1024 positions choose 2 of 16: room for 128 rows each, so 7 more blocks for each of the two.
-        let (blocks, rows) = (14, 14 * 128);
-        let floats = rows * (2 * 64 + 4 * 32) + blocks * 3 * 64 * 32;
-        assert_eq!(skew.portable, 2 * 4 * floats);
+        // 1024 positions choose 2 of 16, 128 rows for each on average, so blocks have 32, and each
+        // expert may leave 31 of its last one empty: (2048 + 16 * 31) / 32 blocks.
+        let (blocks, rows) = (79, 79 * 32);
+        let floats = (rows - 2048) * (2 * 64 + 4 * 32) + blocks * 3 * 64 * 32;
+        assert_eq!(portable_experts(&config), 2 * 4 * floats);
     }
 
     #[test]

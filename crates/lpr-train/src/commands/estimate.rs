@@ -166,12 +166,12 @@ pub fn describe(config: &RunConfig, cost: &RunCost) -> String {
         text,
         "memory: 32-bit floats, the same for every train.precision; {} more while a checkpoint is written; at \
          least {} are needed at one time\n\
-         if all tokens of a micro-batch choose the same experts: no more with the CPU kernels, {} more with the \
-         portable operation\n\n\
+         on a GPU the blocks of rows of its experts take {} more; nowhere does it depend on what tokens \
+         choose\n\n\
          {} steps, {} token positions, {:.3e} FLOP",
         readable(memory.snapshot),
         readable(memory.least),
-        readable(cost.load_skew.portable),
+        readable(cost.portable_experts),
         cost.steps,
         cost.positions,
         cost.training_flops
