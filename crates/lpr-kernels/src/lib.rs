@@ -7,6 +7,7 @@
 //! | [`linear`] | a linear map of the last axis |
 //! | [`causal_attention`] | grouped-query attention over packed documents |
 //! | [`rms_norm`], [`layer_norm_silu`], [`rotary`], [`silu_mul`] | the small operations between them |
+//! | [`embedding`] | rows of a table by token id |
 //! | [`top_k`] | the experts with the largest scores |
 //! | [`choices_per_expert`], [`weight_per_expert`] | the load of each expert |
 //! | [`AdamW::update`], [`squared_norm`] | one optimizer step, and the norm to clip by |
@@ -41,6 +42,7 @@ mod cpu;
 mod cuda;
 pub mod devices;
 mod dispatch;
+mod embedding;
 mod experts;
 #[cfg(any(feature = "wgpu", feature = "cuda"))]
 mod gpu;
@@ -64,6 +66,7 @@ pub use attention::{SequenceMask, causal_attention};
 pub use blocks::BlockSizes;
 pub use choices::{choices_per_expert, weight_per_expert};
 pub use cpu::{InstructionSet, instruction_set};
+pub use embedding::embedding;
 pub use experts::experts;
 pub use layer_norm::layer_norm_silu;
 pub use linear::{exact_linear, linear};

@@ -10,8 +10,8 @@ use burn::tensor::{Device, Int, Tensor, TensorData};
 use lpr_kernels::devices::{self, DeviceName};
 use lpr_kernels::{
     AdamW, AdamWStep, IGNORE_INDEX, Moments, SequenceMask, causal_attention, choices_per_expert,
-    exact_linear, experts, layer_norm_silu, linear, linear_cross_entropy, rms_norm, rotary,
-    silu_mul, squared_norm, top_k, weight_per_expert,
+    embedding, exact_linear, experts, layer_norm_silu, linear, linear_cross_entropy, rms_norm,
+    rotary, silu_mul, squared_norm, top_k, weight_per_expert,
 };
 
 /// Largest difference allowed, relative to the largest value: about 80 roundings of `f32`.
@@ -234,6 +234,28 @@ fn experts_agree() {
                 ints(&chosen, [tokens, top_k], device),
             );
             output.reshape([tokens * hidden])
+        });
+    }
+}
+
+/// Ids that come often, once and never, in tables of one, two and three digits to sort by.
+#[test]
+fn embeddings_agree() {
+    for (vocab, hidden, tokens, distinct) in [
+        (300, 24, 144, 300),
+        (5003, 3, 1200, 40),
+        (262_147, 2, 600, 262_147),
+        (17, 5, 1, 17),
+        (600, 4, 300, 1),
+    ] {
+        let ids = below(distinct, tokens, 6);
+        let last: Vec<i32> = ids.iter().map(|id| vocab - 1 - id).collect();
+        let inputs = [floats(vocab as usize * hidden, 7)];
+        let what = format!("embedding, {tokens} of {distinct} of {vocab}");
+        check(&what, &inputs, |operands, device| {
+            let [table] = operands.try_into().unwrap();
+            let ids = ints(&last, [1, tokens], device);
+            embedding(table.reshape([vocab as usize, hidden]), ids).reshape([tokens * hidden])
         });
     }
 }

@@ -1,8 +1,8 @@
 //! The decoder that all families share: embedding, pre-norm blocks, final norm.
 
 use burn::module::{Module, Param};
-use burn::tensor::{Int, Tensor, module::embedding};
-use lpr_kernels::SequenceMask;
+use burn::tensor::{Int, Tensor};
+use lpr_kernels::{SequenceMask, embedding};
 
 use crate::config::DecoderConfig;
 use crate::layers::{Attention, KeyValues, RmsNorm, RotaryEmbedding};

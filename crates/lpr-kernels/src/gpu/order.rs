@@ -5,6 +5,9 @@ use burn::tensor::{Int, IntDType, Tensor};
 use burn_cubecl::CubeBackend;
 use cubecl::{CubeDim, calculate_cube_count_elemwise};
 
+/// Values of a digit in [`stable_order`].
+const BASE: usize = 512;
+
 /// A digit of many keys. One unit goes over a chunk of them for each value of the digit; there are
 /// about as many chunks as keys in each.
 pub(crate) struct Digits {
@@ -80,6 +83,23 @@ impl Digits {
             Tensor::from_primitive::<CubeBackend>(key_of_place),
         )
     }
+}
+
+/// The indices of `keys`, each in `0..bound`, with the smallest key first; equal keys stay in order.
+pub(crate) fn stable_order(keys: &Tensor<1, Int>, bound: usize) -> Tensor<1, Int> {
+    let [len] = keys.dims();
+    let mut order = Tensor::<1, Int>::arange(0..len as i64, &keys.device());
+    let mut divisor = 1;
+    while divisor < bound {
+        let digits = Digits::new(keys.clone().select(0, order.clone()), divisor, BASE);
+        let counts = digits.counts();
+        let total = counts.clone().sum_dim(0);
+        let first = total.clone().cumsum(1) - total;
+        let (_, key_of_place) = digits.places(counts, first, len);
+        order = order.select(0, key_of_place);
+        divisor *= BASE;
+    }
+    order
 }
 
 /// Apart, for the language has a `Tensor` of its own.
