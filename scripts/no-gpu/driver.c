@@ -5,6 +5,7 @@
  *
  * The answers are those of the CUDA driver API, version 13.0: 0 is success. */
 #include <stdatomic.h>
+#include <stdbool.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -17,10 +18,17 @@ typedef void *Handle;
 enum { INVALID_VALUE = 1, OUT_OF_MEMORY = 2, INVALID_DEVICE = 101 };
 enum { SHARED_BYTES = 232448 };
 
-static atomic_int modules, launches;
+static atomic_int modules, launches, reads;
+/* Something was copied to the host since the last wait. */
+static atomic_bool copied;
 
 static void report(void) {
-    fprintf(stderr, "no-gpu: %d kernels compiled, %d launches\n", modules, launches);
+    fprintf(stderr, "no-gpu: %d kernels compiled, %d launches, %d waits for results\n", modules, launches, reads);
+}
+
+static Result wait(void) {
+    if (atomic_exchange(&copied, 0)) reads++;
+    return 0;
 }
 
 static Result handle(Handle *out) {
@@ -95,7 +103,7 @@ Result cuStreamCreateWithPriority(Handle *stream, unsigned flags, int priority) 
     (void)flags; (void)priority;
     return handle(stream);
 }
-Result cuStreamSynchronize(Handle stream) { (void)stream; return 0; }
+Result cuStreamSynchronize(Handle stream) { (void)stream; return wait(); }
 Result cuStreamQuery(Handle stream) { (void)stream; return 0; }
 Result cuStreamWaitEvent(Handle stream, Handle event, unsigned flags) {
     (void)stream; (void)event; (void)flags;
@@ -109,7 +117,7 @@ Result cuEventRecord(Handle event, Handle stream) {
     *(double *)event = launches * 50.0;
     return 0;
 }
-Result cuEventSynchronize(Handle event) { (void)event; return 0; }
+Result cuEventSynchronize(Handle event) { (void)event; return wait(); }
 Result cuEventQuery(Handle event) { (void)event; return 0; }
 Result cuEventElapsedTime(float *milliseconds, Handle start, Handle end) {
     *milliseconds = 0.01f + (float)(*(double *)end - *(double *)start);
@@ -161,6 +169,7 @@ Result cuMemcpyHtoDAsync_v2(Address to, const void *from, size_t bytes, Handle s
 Result cuMemcpyDtoHAsync_v2(void *to, Address from, size_t bytes, Handle stream) {
     (void)from; (void)stream;
     memset(to, 0, bytes);
+    copied = 1;
     return 0;
 }
 Result cuMemcpyDtoDAsync_v2(Address to, Address from, size_t bytes, Handle stream) {
@@ -193,6 +202,7 @@ Result cuMemcpy2DAsync_v2(const Copy2D *copy, Handle stream) {
         char *to = start(&copy->to) + row * copy->to.pitch;
         if (copy->to.kind == 1) {
             memset(to, 0, copy->width);
+            copied = 1;
         } else {
             memcpy(to, start(&copy->from) + row * copy->from.pitch, copy->width);
         }
