@@ -70,7 +70,7 @@ pub use embedding::embedding;
 pub use experts::experts;
 pub use layer_norm::layer_norm_silu;
 pub use linear::{exact_linear, linear};
-pub use linear_cross_entropy::{IGNORE_INDEX, cross_entropy_rows, linear_cross_entropy};
+pub use linear_cross_entropy::{IGNORE_INDEX, cross_entropy_buffers, linear_cross_entropy};
 pub use norm::rms_norm;
 pub use precision::{ProductPrecision, has_bf16_products, set_product_precision};
 pub use rotary::rotary;

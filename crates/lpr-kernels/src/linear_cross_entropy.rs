@@ -75,9 +75,10 @@ pub fn linear_cross_entropy(
     portable(&hidden_states, &weight, &targets)
 }
 
-/// How many rows have their logits at the same time, at most, while gradients are made on the CPU.
-pub fn cross_entropy_rows(vocab: usize) -> usize {
-    kernel::chunk_rows(vocab)
+/// Floats that the CPU's kernel has beside its operands and results while it makes gradients of so many
+/// rows: the logits of some of them, and a few copies of their hidden states.
+pub fn cross_entropy_buffers(num_rows: usize, hidden: usize, vocab: usize) -> usize {
+    kernel::buffers(num_rows, hidden, vocab)
 }
 
 /// The operation in plain tensor operations, a chunk of rows at a time.

@@ -2,7 +2,7 @@
 #![allow(unsafe_code, reason = "an allocator is unsafe by its signature")]
 
 use burn::tensor::{Device, Distribution, Int, Tensor};
-use lpr_kernels::{causal_attention, cross_entropy_rows, linear_cross_entropy};
+use lpr_kernels::{causal_attention, cross_entropy_buffers, linear_cross_entropy};
 use std::{
     alloc::{GlobalAlloc, Layout, System},
     sync::{
@@ -65,10 +65,9 @@ fn the_logits_of_a_batch_never_exist() {
         tracked < rows * vocab / 4,
         "{tracked} floats with gradients"
     );
-    // What an estimate counts: a chunk's logits and hidden states, and the gradients. The rest is what
-    // the products of each thread pack.
-    let chunk = cross_entropy_rows(vocab) * (vocab + hidden);
-    let counted = chunk + rows * hidden + vocab * hidden;
+    // What an estimate counts: the kernel's own buffers, and the gradients. The rest is what the products
+    // of each thread pack.
+    let counted = cross_entropy_buffers(rows, hidden, vocab) + rows * hidden + vocab * hidden;
     assert!(
         (counted..counted * 5 / 4).contains(&tracked),
         "{tracked} floats, {counted} counted"

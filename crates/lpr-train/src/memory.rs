@@ -7,7 +7,7 @@ use std::fmt::Write as _;
 use std::path::Path;
 
 use lpr_data::SHUFFLE_WINDOW_BYTES;
-use lpr_kernels::{BlockSizes, cross_entropy_rows};
+use lpr_kernels::{BlockSizes, cross_entropy_buffers};
 use lpr_model::estimate::Estimate;
 use serde::Serialize;
 
@@ -73,8 +73,8 @@ impl Memory {
         } else {
             (params, model.activations_per_token)
         };
-        let rows = cross_entropy_rows(decoder.vocab_size) as u64;
-        let logits = positions.min(rows) * (decoder.vocab_size as u64 + hidden);
+        let rows = usize::try_from(positions).unwrap_or(usize::MAX);
+        let logits = cross_entropy_buffers(rows, decoder.hidden_size, decoder.vocab_size) as u64;
         let of_choice = hidden + moe.moe_intermediate_size as u64;
         let windows = if config.data.shuffle {
             config.data.weights.len().max(1) as u64 * SHUFFLE_WINDOW_BYTES as u64
@@ -272,8 +272,8 @@ mod tests {
         let kept = 2 * (attention + router + experts) + 5 * 64;
         assert_eq!(model.activations_per_token, kept);
         assert_eq!(memory.activations, position * kept);
-        // All rows fit into one chunk of logits.
-        assert_eq!(memory.head, position * (257 + 64) + position * 64);
+        // All rows fit into one chunk of logits, whose 257 columns are two tiles.
+        assert_eq!(memory.head, position * (257 + 5 * 64) + position * 64);
         assert_eq!(memory.workspace, position * (2 * (64 + 32) + 3 * 64));
         assert_eq!(memory.data, 384 * 57);
         let sum: u64 = memory.parts().iter().map(|(_, bytes)| bytes).sum();

@@ -125,8 +125,22 @@ pub(crate) fn loss_and_gradients(
 }
 
 /// Rows of a chunk.
-pub(crate) fn chunk_rows(vocab: usize) -> usize {
+fn chunk_rows(vocab: usize) -> usize {
     (CHUNK_LOGITS / vocab.max(1)).clamp(CHUNK_ROWS.0, CHUNK_ROWS.1)
+}
+
+/// The parts of the vocabulary and the tiles of each.
+fn parts(vocab: usize) -> (usize, usize) {
+    let tiles = vocab.div_ceil(TILE);
+    let tiles_of_part = tiles.div_ceil(MOST_PARTS).max(1);
+    (tiles.div_ceil(tiles_of_part), tiles_of_part)
+}
+
+/// Floats that exist beside operands and gradients for so many rows: the logits of a chunk, its hidden
+/// states three times, and a hidden gradient for each part of the vocabulary.
+pub(crate) fn buffers(num_rows: usize, hidden: usize, vocab: usize) -> usize {
+    let of_row = vocab.saturating_add(hidden.saturating_mul(3 + parts(vocab).0));
+    chunk_rows(vocab).min(num_rows).saturating_mul(of_row)
 }
 
 /// The rows that are worked on at the same time.
@@ -223,8 +237,7 @@ impl<'a> Chunk<'a> {
         let rows = self.targets.len();
         let hidden_states = Matrix::new(&self.hidden_states, rows, hidden);
         let hidden_states = Packed::rhs(level, hidden_states);
-        let tiles_of_part = softmax.statistics.len().div_ceil(MOST_PARTS);
-        let parts = softmax.statistics.len().div_ceil(tiles_of_part);
+        let (parts, tiles_of_part) = parts(self.operands.vocab);
         let mut partial = new_buffer(parts * rows * hidden);
         let tasks = partial
             .par_chunks_mut(rows * hidden)
