@@ -39,11 +39,11 @@ train config:
 
 # The GPU path on Vulkan; without a GPU, on Debian: apt-get install mesa-vulkan-drivers libvulkan1
 gpu-test:
-    cargo test --release --workspace --features lpr-train/wgpu --test gpu
+    cargo test --profile gpu-test --workspace --features lpr-train/wgpu --test gpu
 
 # What the feature `cuda` compiles, type-checked; needs no GPU, driver or toolkit.
 cuda-check:
-    cargo check --release --workspace --features lpr-train/cuda
+    cargo check --profile gpu-test --workspace --features lpr-train/cuda
 
 # Every CUDA kernel of a training step through NVRTC, without a GPU; CU as the script says.
 cuda-kernels cu:
