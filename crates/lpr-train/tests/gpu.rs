@@ -22,7 +22,7 @@ use lpr_train::optimizer::Optimizer;
 use lpr_train::signals::StopRequest;
 use lpr_train::step::{StepPlan, train_step};
 use serde_json::{Value, json};
-use support::{Setup, Variant, run_well, text};
+use support::{Setup, Variant, run_well, small_family, text};
 
 const STEPS: u64 = 10;
 const TOLERANCE: f64 = 1e-4;
@@ -40,27 +40,6 @@ fn gpu() -> Device {
     let name = device_name();
     let device = devices::open(name.parse().unwrap());
     device.unwrap_or_else(|error| panic!("no device {name} to test on: {error}"))
-}
-
-fn family(name: &str) -> FamilyConfig {
-    let mut config = json!({
-        "family": name, "vocab_size": 257, "hidden_size": 16, "num_hidden_layers": 2,
-        "num_attention_heads": 2, "moe_intermediate_size": 12, "num_experts": 6, "top_k": 2,
-    });
-    let attention = match name {
-        "deepseek_v3" => json!({
-            "q_lora_rank": 8, "kv_lora_rank": 8, "qk_nope_head_dim": 8, "qk_rope_head_dim": 4,
-            "v_head_dim": 8, "num_shared_experts": 1, "first_k_dense_replace": 1,
-            "intermediate_size": 24,
-        }),
-        _ => json!({ "num_key_value_heads": 1, "head_dim": 8 }),
-    };
-    let (all, more) = (
-        config.as_object_mut().unwrap(),
-        attention.as_object().unwrap(),
-    );
-    all.extend(more.clone());
-    serde_json::from_value(config).unwrap()
 }
 
 fn routers() -> Vec<RouterConfig> {
@@ -126,7 +105,7 @@ fn train(
 }
 
 fn assert_follows(family: &str, routers: &[RouterConfig], gradient_checkpointing: bool) {
-    let model = self::family(family);
+    let model = small_family(family, &json!({}));
     for router in routers {
         let name = json!(router);
         let on_cpu = train(&model, router, &Device::flex(), false);

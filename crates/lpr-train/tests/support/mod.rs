@@ -7,13 +7,35 @@ use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
-use serde_json::Value;
+use lpr_model::FamilyConfig;
+use serde_json::{Value, json};
 
 /// Numbers without pattern, the same every time.
 pub fn mix(index: u64) -> u64 {
     let mut z = index.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ 0x51_7c_c1_b7;
     z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
     z ^ (z >> 29)
+}
+
+/// A model of two layers for tests, whose keys `more` replaces.
+pub fn small_family(name: &str, more: &Value) -> FamilyConfig {
+    let mut config = json!({
+        "family": name, "vocab_size": 257, "hidden_size": 16, "num_hidden_layers": 2,
+        "num_attention_heads": 2, "moe_intermediate_size": 12, "num_experts": 6, "top_k": 2,
+    });
+    let attention = match name {
+        "deepseek_v3" => json!({
+            "q_lora_rank": 8, "kv_lora_rank": 8, "qk_nope_head_dim": 8, "qk_rope_head_dim": 4,
+            "v_head_dim": 8, "num_shared_experts": 1, "first_k_dense_replace": 1,
+            "intermediate_size": 24,
+        }),
+        _ => json!({ "num_key_value_heads": 1, "head_dim": 8 }),
+    };
+    let all = config.as_object_mut().unwrap();
+    for part in [attention, more.clone()] {
+        all.extend(part.as_object().unwrap().clone());
+    }
+    serde_json::from_value(config).unwrap()
 }
 
 /// Two JSON-lines files with documents of 20 to 150 bytes, about 4,000 bytes together.
