@@ -5,7 +5,7 @@ use crate::{
     cpu::{
         Level,
         adamw::{self as kernel, Buffer, Factors},
-        tensor::{consecutive, floats},
+        tensor::{consecutive, floats, from_floats},
     },
     dispatch::has_cpu_kernel,
     profile::span,
@@ -49,7 +49,15 @@ pub struct Moments<const D: usize> {
 impl<const D: usize> Moments<D> {
     /// The averages before the first step: zeros of the shape, type and device of `param`.
     pub fn zeros_like(param: &Tensor<D>) -> Self {
-        let zeros = || param.clone().inner().zeros_like();
+        let zeros = || {
+            let param = param.clone().inner();
+            if has_cpu_kernel(&param) {
+                // The system clears this memory where the first step touches it, which is in parallel.
+                let values = vec![0.0; param.shape().num_elements()];
+                return Tensor::from_primitive::<Flex>(from_floats(values, &param.shape()));
+            }
+            param.zeros_like()
+        };
         Self {
             exp_avg: zeros(),
             exp_avg_sq: zeros(),

@@ -7,6 +7,7 @@
 //! | [`linear`] | a linear map of the last axis |
 //! | [`causal_attention`] | grouped-query attention over packed documents |
 //! | [`rms_norm`], [`layer_norm_silu`], [`rotary`], [`silu_mul`] | the small operations between them |
+//! | [`softmax`], [`exp`] | probabilities of experts, deviations of latents |
 //! | [`embedding`] | rows of a table by token id |
 //! | [`top_k`] | the experts with the largest scores |
 //! | [`choices_per_expert`], [`weight_per_expert`] | the load of each expert |
@@ -54,6 +55,7 @@ mod precision;
 pub mod profile;
 mod rotary;
 mod rows;
+mod softmax;
 mod squared_norm;
 mod swiglu;
 #[cfg(test)]
@@ -74,6 +76,7 @@ pub use linear_cross_entropy::{IGNORE_INDEX, cross_entropy_buffers, linear_cross
 pub use norm::rms_norm;
 pub use precision::{ProductPrecision, has_bf16_products, set_product_precision};
 pub use rotary::rotary;
+pub use softmax::{exp, softmax};
 pub use squared_norm::{SquaredNorm, squared_norm};
 pub use swiglu::silu_mul;
 pub use top_k::top_k;

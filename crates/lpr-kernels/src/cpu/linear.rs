@@ -13,6 +13,8 @@ use std::ops::Range;
 
 /// Rows of a result of a task.
 const BLOCK_ROWS: usize = 256;
+/// Elements of a weight's gradient whose parts a task adds.
+const BLOCK_SUMS: usize = 1 << 13;
 /// Least rows whose part of the weight's gradient is a product of its own, and the number of tasks for
 /// which there are such parts.
 const SPLIT: (usize, usize) = (512, 4);
@@ -139,9 +141,12 @@ fn sum_over_rows(level: Level, x: Matrix<'_>, grad: Matrix<'_>) -> Vec<f32> {
     // SAFETY: the blocks cover each part, and each was written.
     let mut sums = unsafe { written(sums) };
     let (sum, terms) = sums.split_at_mut(size);
-    for term in terms.chunks_exact(size) {
-        add(level, sum, term);
-    }
+    let parts = sum.par_chunks_mut(BLOCK_SUMS).enumerate();
+    parts.for_each(|(index, sum)| {
+        for term in terms.chunks_exact(size) {
+            add(level, sum, &term[index * BLOCK_SUMS..]);
+        }
+    });
     sums.truncate(size);
     sums.shrink_to_fit();
     sums

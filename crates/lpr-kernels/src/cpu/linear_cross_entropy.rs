@@ -23,8 +23,8 @@ const MOST_PARTS: usize = 16;
 const CHUNK_LOGITS: usize = 1 << 22;
 /// Least and most rows of a chunk.
 const CHUNK_ROWS: (usize, usize) = (256, 1024);
-/// Rows of the hidden gradient that a task adds up.
-const SUM_ROWS: usize = 64;
+/// Rows of a task that adds, copies or normalizes.
+const BLOCK_ROWS: usize = 64;
 
 /// The operands: `rows` pairs of a hidden state and a target, and the projection.
 #[derive(Clone, Copy)]
@@ -165,10 +165,15 @@ impl<'a> Chunk<'a> {
     fn new(level: Level, operands: Operands<'a>, targets: &'a [(usize, usize)]) -> Self {
         let hidden = operands.hidden;
         let mut hidden_states = new_buffer(targets.len() * hidden);
-        for (target, &(row, _)) in hidden_states.chunks_exact_mut(hidden).zip(targets) {
-            copy_to_new(target, &operands.hidden_states[row * hidden..][..hidden]);
-        }
-        // SAFETY: the loop wrote every row.
+        let blocks = hidden_states.par_chunks_mut(BLOCK_ROWS * hidden);
+        blocks
+            .zip(targets.par_chunks(BLOCK_ROWS))
+            .for_each(|(block, targets)| {
+                for (target, &(row, _)) in block.chunks_exact_mut(hidden).zip(targets) {
+                    copy_to_new(target, &operands.hidden_states[row * hidden..][..hidden]);
+                }
+            });
+        // SAFETY: the blocks cover every row.
         let hidden_states = unsafe { written(hidden_states) };
         Self {
             operands,
@@ -210,18 +215,19 @@ impl<'a> Chunk<'a> {
     /// The largest logit and the inverse sum of exponentials of each row over all tiles, and the
     /// summed loss.
     fn normalizers(&self, tiles: &[Vec<TileStatistics>]) -> (Vec<(f32, f32)>, f64) {
-        let mut loss = 0.0;
-        let normalizers = (0..self.targets.len()).map(|row| {
+        let of_rows = (0..self.targets.len()).into_par_iter();
+        let of_rows = of_rows.with_min_len(BLOCK_ROWS).map(|row| {
             let of_row = || tiles.iter().map(|tile| tile[row]);
             // `f32::max` passes over a NaN, but the sum of its tile is one too.
             let max = of_row().fold(f32::NEG_INFINITY, |max, tile| max.max(tile.max));
             let terms = of_row().map(|t| f64::from(t.sum) * f64::from(t.max - max).exp());
             let sum: f64 = terms.sum();
             let target: f32 = of_row().map(|t| t.target).sum();
-            loss += f64::from(max) + sum.ln() - f64::from(target);
-            (max, (1.0 / sum) as f32)
+            let loss = f64::from(max) + sum.ln() - f64::from(target);
+            ((max, (1.0 / sum) as f32), loss)
         });
-        (normalizers.collect(), loss)
+        let (normalizers, losses): (Vec<_>, Vec<f64>) = of_rows.unzip();
+        (normalizers, losses.into_iter().sum())
     }
 
     /// The gradient of the hidden states of this chunk, `[targets, hidden]`, from the exponentials.
@@ -275,10 +281,10 @@ impl<'a> Chunk<'a> {
         // SAFETY: each part has a tile, whose product covers all of it.
         let mut partial = unsafe { written(partial) };
         let (sum, terms) = partial.split_at_mut(rows * hidden);
-        let sums = sum.par_chunks_mut(SUM_ROWS * hidden).enumerate();
+        let sums = sum.par_chunks_mut(BLOCK_ROWS * hidden).enumerate();
         sums.for_each(|(block, sum)| {
             for term in terms.chunks_exact(rows * hidden) {
-                add(level, sum, &term[block * SUM_ROWS * hidden..]);
+                add(level, sum, &term[block * BLOCK_ROWS * hidden..]);
             }
         });
         partial.truncate(rows * hidden);

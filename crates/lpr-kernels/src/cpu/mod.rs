@@ -8,6 +8,7 @@
 pub(crate) mod adamw;
 pub(crate) mod attention;
 pub(crate) mod buffer;
+pub(crate) mod embedding;
 pub(crate) mod experts;
 mod heads;
 mod instruction_set;
@@ -20,6 +21,7 @@ mod product;
 pub(crate) mod rotary;
 pub(crate) mod routes;
 mod simd;
+pub(crate) mod softmax;
 pub(crate) mod squared_norm;
 pub(crate) mod swiglu;
 pub(crate) mod tensor;

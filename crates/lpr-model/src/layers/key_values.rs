@@ -1,7 +1,7 @@
 //! What attention keeps of the tokens so far, so that the next one needs no second pass over them.
 
-use burn::tensor::{Tensor, activation};
-use lpr_kernels::{SequenceMask, causal_attention};
+use burn::tensor::Tensor;
+use lpr_kernels::{SequenceMask, causal_attention, softmax};
 
 /// Keys and values of all tokens so far, of one attention.
 #[derive(Debug, Clone, Default)]
@@ -61,7 +61,7 @@ fn attend_to_all(query: Tensor<4>, keys: Tensor<4>, values: Tensor<4>, scale: f6
     // Heads that share keys are rows of one product.
     let query = query.reshape([batch, kv_heads, heads / kv_heads, width]);
     let scores = query.matmul(keys.permute([0, 2, 3, 1])) * scale;
-    let attended = activation::softmax(scores, 3).matmul(values.swap_dims(1, 2));
+    let attended = softmax(scores).matmul(values.swap_dims(1, 2));
     let width = attended.dims()[3];
     attended.reshape([batch, 1, heads, width])
 }

@@ -17,7 +17,8 @@
 //! before the first backward pass, which costs about a third of the step's time when there is more
 //! than one micro-batch.
 
-use burn::tensor::{IndexingUpdateOp, Int, Tensor, activation::softmax};
+use burn::tensor::{IndexingUpdateOp, Int, Tensor};
+use lpr_kernels::{exp, softmax};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -61,7 +62,7 @@ impl LayerBalance {
     ) -> Self {
         let tokens = router_logits.dims()[0];
         let top_k = expert_indices.dims()[1];
-        let probabilities = softmax(router_logits.clone(), 1);
+        let probabilities = softmax(router_logits.clone());
         let ones = probabilities
             .clone()
             .detach()
@@ -169,7 +170,7 @@ fn mean_over_layers(
 pub fn z_loss(router_logits: &[Tensor<2>], context: &LossContext) -> Tensor<1> {
     let layer = |logits: &Tensor<2>| {
         let max = logits.clone().detach().max_dim(1);
-        let log_sum_exp = (logits.clone() - max.clone()).exp().sum_dim(1).log() + max;
+        let log_sum_exp = exp(logits.clone() - max.clone()).sum_dim(1).log() + max;
         group_mean(log_sum_exp.powi_scalar(2), context).mean()
     };
     let sum = router_logits[1..]

@@ -4,8 +4,8 @@
 //! method-spec section 0.7), Mixtral and the released Qwen3 checkpoints rescale them to sum to one.
 
 use burn::module::{Module, Param};
-use burn::tensor::{Tensor, activation::softmax};
-use lpr_kernels::{exact_linear, top_k};
+use burn::tensor::Tensor;
+use lpr_kernels::{exact_linear, softmax, top_k};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -74,7 +74,7 @@ pub struct SoftmaxTopkRouter {
 impl Router for SoftmaxTopkRouter {
     fn route(&self, hidden_states: Tensor<2>, _context: &RouteContext<'_>) -> Routing {
         let router_logits = exact_linear(hidden_states, self.weight.val(), None);
-        let probabilities = softmax(router_logits.clone(), 1);
+        let probabilities = softmax(router_logits.clone());
         let (chosen, expert_indices) = top_k(probabilities, self.top_k);
         let routing_weights = if self.norm_topk_prob {
             chosen.clone() / chosen.sum_dim(1)

@@ -1,7 +1,8 @@
 //! The alignment loss: prototypes are pulled towards the tokens they received (method-spec
 //! section 2, "Alignment"), in the released code's form and in the paper's.
 
-use burn::tensor::{IndexingUpdateOp, Int, Tensor, activation::softmax};
+use burn::tensor::{IndexingUpdateOp, Int, Tensor};
+use lpr_kernels::softmax;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -45,7 +46,7 @@ pub fn alignment_routing(
         chosen.detach(),
         IndexingUpdateOp::Add,
     );
-    softmax(sparse, 1)
+    softmax(sparse)
 }
 
 /// T = R' z, summed (not averaged) over the tokens of each group, without gradient:

@@ -11,7 +11,8 @@
 //! ```
 
 use burn::module::{Module, Param};
-use burn::tensor::{IndexingUpdateOp, Int, Tensor, activation::softmax};
+use burn::tensor::{IndexingUpdateOp, Int, Tensor};
+use lpr_kernels::softmax;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -54,7 +55,7 @@ impl PrototypeEma {
                 chosen.clone().detach().ones_like(),
                 IndexingUpdateOp::Add,
             )),
-            Self::PaperSoft => Some(softmax(scores, 1)),
+            Self::PaperSoft => Some(softmax(scores)),
         }
     }
 }

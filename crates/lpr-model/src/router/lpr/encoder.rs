@@ -2,6 +2,7 @@
 
 use burn::module::Module;
 use burn::tensor::Tensor;
+use lpr_kernels::exp;
 
 use super::token_groups::TokenGroups;
 use crate::layers::{LayerNorm, Linear};
@@ -54,7 +55,7 @@ impl LatentEncoder {
 impl Latent {
     /// z = mu + sigma * noise (LPR eq. 12).
     pub fn sample(&self, noise: Tensor<2>) -> Tensor<2> {
-        self.mean.clone() + (self.log_var.clone() * 0.5).exp() * noise
+        self.mean.clone() + exp(self.log_var.clone() * 0.5) * noise
     }
 }
 
@@ -64,6 +65,6 @@ impl Latent {
 /// # Shapes
 /// `mean`, `log_var`: `[tokens, latent_dim]`; the result is `[1]`.
 pub fn kl_loss(mean: Tensor<2>, log_var: Tensor<2>, groups: &TokenGroups) -> Tensor<1> {
-    let per_dimension = mean.powi_scalar(2) + log_var.clone().exp() - log_var - 1.0;
+    let per_dimension = mean.powi_scalar(2) + exp(log_var.clone()) - log_var - 1.0;
     groups.mean(per_dimension) * 0.5
 }

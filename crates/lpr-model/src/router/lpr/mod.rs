@@ -32,7 +32,8 @@ pub use similarity::{
 pub use token_groups::{Padding, TokenGroups};
 
 use burn::module::{Module, Param};
-use burn::tensor::{Int, Tensor, activation::softmax};
+use burn::tensor::{Int, Tensor};
+use lpr_kernels::softmax;
 
 use self::ema::RunningSums;
 use self::encoder::LatentEncoder;
@@ -129,7 +130,7 @@ impl LprRouter {
                 alignment_code_loss(prototypes.clone(), target)
             }
             AlignmentForm::PaperL2 => {
-                let mixture = softmax((*scores).clone(), 1).matmul(prototypes.clone());
+                let mixture = softmax((*scores).clone()).matmul(prototypes.clone());
                 let reduce = self.config.alignment_reduce;
                 alignment_paper_loss(sample.clone(), mixture, reduce, groups)
             }
@@ -205,7 +206,7 @@ impl Router for LprRouter {
         Routing {
             router_logits: scores,
             expert_indices,
-            routing_weights: softmax(chosen, 1),
+            routing_weights: softmax(chosen),
             residual: self.aligner.as_ref().map(|a| a.forward(mixture)),
             terms,
             prototype_sums,

@@ -2,6 +2,7 @@
 
 use burn::module::Module;
 use burn::tensor::Tensor;
+use lpr_kernels::exact_linear;
 
 use super::{Latent, Metric, MetricConfig, PrototypeMatch, normalized_rows};
 use crate::random::ParamInit;
@@ -22,7 +23,7 @@ impl Cosine {
 impl Metric for Cosine {
     fn compare(&self, latent: &Latent, prototypes: Tensor<2>) -> PrototypeMatch {
         let directions = normalized_rows(prototypes.clone(), EPS).transpose();
-        let scores = normalized_rows(latent.mean.clone(), EPS).matmul(directions);
+        let scores = exact_linear(normalized_rows(latent.mean.clone(), EPS), directions, None);
         PrototypeMatch::new(scores, prototypes)
     }
 }

@@ -1,7 +1,8 @@
 //! Cross-attention: tokens are queries, prototypes are keys.
 
 use burn::module::Module;
-use burn::tensor::{Tensor, activation::softmax};
+use burn::tensor::Tensor;
+use lpr_kernels::softmax;
 
 use super::{Latent, Metric, MetricConfig, PrototypeMatch};
 use crate::layers::{Linear, RmsNorm};
@@ -78,7 +79,7 @@ impl Metric for CrossAttention {
         let heads = self.num_heads as f64;
         let scale = (width as f64 / heads).sqrt().recip();
         let attention = self.heads(queries).matmul(self.heads(keys).swap_dims(1, 2)) * scale;
-        let mixture = softmax(attention.clone(), 2).matmul(self.heads(values));
+        let mixture = softmax(attention.clone()).matmul(self.heads(values));
         PrototypeMatch {
             scores: attention.sum_dim(0).squeeze_dim(0) * heads.recip(),
             mixture: mixture.swap_dims(0, 1).reshape([tokens, width]),

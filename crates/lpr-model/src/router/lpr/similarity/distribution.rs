@@ -1,7 +1,8 @@
 //! Metrics between the token's normal distribution and one per expert.
 
 use burn::module::{Module, Param};
-use burn::tensor::{Tensor, activation::softmax};
+use burn::tensor::Tensor;
+use lpr_kernels::softmax;
 
 use super::divergence::{self, Divergence};
 use super::{Latent, Metric, MetricConfig, MetricForm, PrototypeMatch};
@@ -62,7 +63,7 @@ impl Metric for Distribution {
             log_var: self.prototype_log_var.val(),
         };
         let scores = -(self.divergence)(latent, &experts);
-        let mixture = softmax(scores.clone(), 1).matmul(prototypes);
+        let mixture = softmax(scores.clone()).matmul(prototypes);
         PrototypeMatch {
             scores,
             mixture: self.projection.forward(mixture),

@@ -20,6 +20,7 @@
 //! the released root has an infinite gradient at zero.
 
 use burn::tensor::Tensor;
+use lpr_kernels::{exact_linear, exp};
 
 use super::{Latent, squared_distances};
 
@@ -32,7 +33,7 @@ const EPS: f64 = 1e-6;
 const MIN_SQUARED_HELLINGER: f64 = 1e-12;
 
 fn variance(log_var: &Tensor<2>) -> Tensor<2> {
-    log_var.clone().exp().clamp_min(EPS)
+    exp(log_var.clone()).clamp_min(EPS)
 }
 
 /// Sum of `x` over dimensions, one per distribution: `[rows, 1]`.
@@ -55,8 +56,8 @@ pub fn kl(a: &Latent, b: &Latent) -> Tensor<2> {
     let second_moment = v_a + m_a.clone().powi_scalar(2) - 1.0;
     let weighted_mean = m_b.clone() * precision.clone();
     let of_b = (precision.clone() - 1.0 + b.log_var.clone()) + m_b * weighted_mean.clone();
-    let sum = second_moment.matmul(precision.transpose())
-        - m_a.matmul(weighted_mean.transpose()) * 2.0
+    let sum = exact_linear(second_moment, precision.transpose(), None)
+        - exact_linear(m_a, weighted_mean.transpose(), None) * 2.0
         + total(of_b).transpose()
         - total(a.log_var.clone());
     sum * 0.5
@@ -77,9 +78,7 @@ pub fn js(a: &Latent, b: &Latent) -> Tensor<2> {
 
 /// log of the product of the factors c, with `root` as the power of their sigma part.
 fn log_affinity(a: &Latent, b: &Latent, root: f64, eps: f64) -> Tensor<2> {
-    let sum = pairs(a.log_var.clone().exp(), b.log_var.clone().exp(), |a, b| {
-        a + b
-    }) + eps;
+    let sum = pairs(exp(a.log_var.clone()), exp(b.log_var.clone()), |a, b| a + b) + eps;
     let squares = pairs(a.mean.clone(), b.mean.clone(), |a, b| a - b).powi_scalar(2);
     let log_product = pairs(a.log_var.clone(), b.log_var.clone(), |a, b| a + b) * 0.5;
     let sigmas = log_product - sum.clone().log() + 2.0_f64.ln();
@@ -88,7 +87,7 @@ fn log_affinity(a: &Latent, b: &Latent, root: f64, eps: f64) -> Tensor<2> {
 }
 
 fn root_of_rest(log_affinity: Tensor<2>) -> Tensor<2> {
-    (-log_affinity.exp() + 1.0)
+    (-exp(log_affinity) + 1.0)
         .clamp_min(MIN_SQUARED_HELLINGER)
         .sqrt()
 }
@@ -110,7 +109,7 @@ pub fn wasserstein(a: &Latent, b: &Latent) -> Tensor<2> {
 
 /// The square of the distance.
 pub fn wasserstein_paper(a: &Latent, b: &Latent) -> Tensor<2> {
-    let deviation = |x: &Latent| (x.log_var.clone() * 0.5).exp();
+    let deviation = |x: &Latent| exp(x.log_var.clone() * 0.5);
     let joined = |x: &Latent| Tensor::cat(vec![x.mean.clone(), deviation(x)], 1);
     squared_distances(joined(a), joined(b))
 }

@@ -2,6 +2,7 @@
 
 use burn::module::Module;
 use burn::tensor::Tensor;
+use lpr_kernels::exact_linear;
 
 use super::{Latent, Metric, MetricConfig, PrototypeMatch};
 use crate::random::ParamInit;
@@ -18,7 +19,7 @@ impl DotProduct {
 
 impl Metric for DotProduct {
     fn compare(&self, latent: &Latent, prototypes: Tensor<2>) -> PrototypeMatch {
-        let scores = latent.mean.clone().matmul(prototypes.clone().transpose());
+        let scores = exact_linear(latent.mean.clone(), prototypes.clone().transpose(), None);
         PrototypeMatch::new(scores, prototypes)
     }
 }

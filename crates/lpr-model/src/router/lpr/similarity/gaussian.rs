@@ -2,6 +2,7 @@
 
 use burn::module::Module;
 use burn::tensor::Tensor;
+use lpr_kernels::exp;
 
 use super::{Latent, Metric, MetricConfig, PrototypeMatch, squared_distances};
 use crate::random::ParamInit;
@@ -25,7 +26,7 @@ impl GaussianKernel {
 impl Metric for GaussianKernel {
     fn compare(&self, latent: &Latent, prototypes: Tensor<2>) -> PrototypeMatch {
         let squares = squared_distances(latent.mean.clone(), prototypes.clone());
-        let scores = (squares * (-0.5 / self.sigma.powi(2))).exp();
+        let scores = exp(squares * (-0.5 / self.sigma.powi(2)));
         PrototypeMatch::new(scores, prototypes)
     }
 }

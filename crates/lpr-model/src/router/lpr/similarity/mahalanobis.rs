@@ -2,6 +2,7 @@
 
 use burn::module::{Module, Param};
 use burn::tensor::Tensor;
+use lpr_kernels::exp;
 
 use super::{Latent, Metric, MetricConfig, PrototypeMatch, squared_distances};
 use crate::random::ParamInit;
@@ -23,7 +24,7 @@ impl Mahalanobis {
 
 impl Metric for Mahalanobis {
     fn compare(&self, latent: &Latent, prototypes: Tensor<2>) -> PrototypeMatch {
-        let scale = (self.log_sigma.val() * -0.5).exp().unsqueeze::<2>();
+        let scale = exp(self.log_sigma.val() * -0.5).unsqueeze::<2>();
         let squares = squared_distances(
             latent.mean.clone() * scale.clone(),
             prototypes.clone() * scale,

@@ -11,7 +11,8 @@ mod gaussian;
 mod mahalanobis;
 
 use burn::module::Module;
-use burn::tensor::{Tensor, activation::softmax};
+use burn::tensor::Tensor;
+use lpr_kernels::{exact_linear, softmax};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -145,7 +146,7 @@ pub struct PrototypeMatch {
 impl PrototypeMatch {
     /// With softmax(S) K as the mixture.
     fn new(scores: Tensor<2>, prototypes: Tensor<2>) -> Self {
-        let mixture = softmax(scores.clone(), 1).matmul(prototypes);
+        let mixture = exact_linear(softmax(scores.clone()), prototypes, None);
         Self { scores, mixture }
     }
 }
@@ -170,7 +171,7 @@ pub fn normalized_rows<const D: usize>(x: Tensor<D>, eps: f64) -> Tensor<D> {
 fn squared_distances(a: Tensor<2>, b: Tensor<2>) -> Tensor<2> {
     let squares = |t: &Tensor<2>| t.clone().powi_scalar(2).sum_dim(1);
     let norms = squares(&a) + squares(&b).transpose();
-    (norms - a.matmul(b.transpose()) * 2.0).clamp_min(0.0)
+    (norms - exact_linear(a, b.transpose(), None) * 2.0).clamp_min(0.0)
 }
 
 #[cfg(test)]
